@@ -105,7 +105,7 @@ def calibrate(
         )
     result = recalibrate(
         paired,
-        metadata.temperature or 1.0,
+        metadata.probability_temperature,
         model=str(model),
         dtype=reward_model.dtype,
         data=data_use(loaded, skipped),

@@ -268,7 +268,11 @@ def _measure(
     from plaudit.tokens.batch import PackedBatcher
 
     train = [with_known_columns(source) for source in options.train_data]
-    fitted_on = load_comparisons(train, seed=options.seed).comparisons if train else []
+    objective = model.metadata.objective
+    labels = learns_from(None if objective is None else objective.kind)
+    fitted_on = (
+        load_comparisons(train, seed=options.seed, learns_from=labels).comparisons if train else []
+    )
     kept, held_out, skipped = score_comparisons(
         model, loaded.comparisons, console, scorers=fit_baselines(BASELINES, fitted_on)
     )
@@ -290,7 +294,7 @@ def _measure(
             baselines=held_out.baseline_differences(),
             baselines_fitted_on=fitted_comparisons(fitted_on),
             perturbations=probed,
-            stored_temperature=model.metadata.temperature or 1.0,
+            stored_temperature=model.metadata.probability_temperature,
             objective=model.metadata.objective,
             seed=options.seed,
         ),

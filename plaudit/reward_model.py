@@ -226,7 +226,8 @@ class RewardModel:
         """Probability that response ``a`` is preferred to response ``b``.
 
         It is the sigmoid of the reward difference divided by the temperature stored with the model
-        (Guo et al., 2017). A model without a stored temperature uses 1.
+        (Guo et al., 2017). A model without a stored temperature uses that of its training loss, 1
+        by default.
 
         Args:
             prompt: The prompt.
@@ -245,7 +246,7 @@ class RewardModel:
             True
         """
         reward_a, reward_b = self.score(prompt, [a, b], tools=tools)
-        scaled = (reward_a - reward_b) / (self.metadata.temperature or 1.0)
+        scaled = (reward_a - reward_b) / self.metadata.probability_temperature
         return torch.tensor(scaled, dtype=torch.float64).sigmoid().item()
 
     def best_of(

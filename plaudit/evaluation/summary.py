@@ -181,8 +181,10 @@ def _calibration(
     seed, stored_temperature = context.seed, context.stored_temperature
     credit_P = pairwise.pair_credits(delta_P)
     confidence_P = pairwise.confidences(delta_P)
-    stored, given_P = stored_temperature, delta_P
+    of_loss = 1.0 if context.objective is None else context.objective.temperature
+    stored, given_P = of_loss, delta_P / of_loss
     if stored_temperature is not None:
+        stored = stored_temperature
         given_P = delta_P / stored_temperature
     elif calibration.accepted is not None and calibrated_P is not None:
         stored, given_P = calibration.accepted, calibrated_P

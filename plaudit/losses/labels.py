@@ -6,7 +6,6 @@ N rated responses.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -78,9 +77,8 @@ class Labels:
 
     ``pairs`` are of different grades, ``ties`` of equal ones; without an objective that learns from
     ties there are none. ``pairs`` also measure accuracy: those that an objective does not learn
-    from have no weight. ``weight_R`` shares the weight of a comparison among its responses, and
-    ``length_R`` is the logarithm of a response's tokens behind the prefix that all of its
-    comparison share.
+    from have no weight. ``weight_R`` shares the weight of a comparison among its responses, without
+    copies, and ``length_R`` are the lengths of :func:`response_lengths`.
     """
 
     pairs: Pairs
@@ -130,20 +128,19 @@ def labels_of(
     A comparison's weight is shared among its pairs, or among its rated responses. ``levels`` are
     the ratings of an objective that learns levels, in ascending order.
     """
-    shares = [
-        np.full(len(tree.branches), tree.weight / len(tree.branches), np.float32)
-        if is_usable(tree, objective)
-        else np.zeros(len(tree.branches), np.float32)
-        for tree in trees
-    ]
+    shares: list[float] = []
+    for tree in trees:
+        share = tree.weight / len(tree.grades) if is_usable(tree, objective) else 0.0
+        own_size = len(tree.branches) - len(tree.copies)
+        shares += [share] * own_size + [0.0] * len(tree.copies)
     pairs, ties = _pair_columns(trees, objective)
     own: list[npt.NDArray[Any]] = []
     if objective.family == "listwise":
         own = _ranking_columns(trees)
     elif objective.family == "pointwise":
         own = _rating_columns(trees, levels)
-    lengths = [math.log(len(branch)) for tree in trees for branch in tree.branches]
-    of_responses = [np.concatenate(shares), np.asarray(lengths, np.float32)]
+    lengths = [length for tree in trees for length in response_lengths(tree)]
+    of_responses = [np.asarray(shares, np.float32), np.asarray(lengths, np.float32)]
     arrays = [*of_responses, *_copy_columns(trees, objective), *pairs, *ties, *own]
     weight_R, length_R, origin_N, copy_N, copied_N, *moved = arrays_to_device(arrays, device)
     size = len(pairs)
@@ -157,6 +154,15 @@ def labels_of(
         length_R=length_R,
         count=count_of(trees, objective),
     )
+
+
+def response_lengths(tree: TokenTree) -> list[float]:
+    """Tokens of each branch, in hundreds.
+
+    A branch begins where the conversations of a tree differ, behind the prompt or later, so only
+    differences within a tree are those of the responses.
+    """
+    return [len(branch) / 100.0 for branch in tree.branches]
 
 
 def _starts(trees: Sequence[TokenTree]) -> Iterator[tuple[TokenTree, int]]:

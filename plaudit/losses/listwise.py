@@ -35,7 +35,7 @@ def listnet(scores_CK: Tensor, rankings: Rankings) -> Tensor:
 
     The grades count by their values, not by their order alone.
     """
-    absent = scores_CK.new_tensor(_ABSENT)
-    target_CK = torch.softmax(torch.where(rankings.present_CK, rankings.grades_CK, absent), dim=1)
-    log_CK = torch.log_softmax(torch.where(rankings.present_CK, scores_CK, absent), dim=1)
-    return -torch.where(rankings.present_CK, target_CK * log_CK, 0.0).sum(dim=1)
+    present_CK = rankings.present_CK
+    target_CK = torch.softmax(rankings.grades_CK.masked_fill(~present_CK, _ABSENT), dim=1)
+    log_CK = torch.log_softmax(scores_CK.masked_fill(~present_CK, _ABSENT), dim=1)
+    return -torch.where(present_CK, target_CK * log_CK, 0.0).sum(dim=1)

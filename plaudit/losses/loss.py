@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from plaudit.losses.labels import Labels, count_of, labels_of, ordered_pairs
+from plaudit.losses.labels import Labels, count_of, labels_of, ordered_pairs, response_lengths
 from plaudit.losses.pairwise import bradley_terry, pair_loss
 from plaudit.recipe.objectives import OBJECTIVES, Objective
 from plaudit.recipe.schema import LossSection
@@ -72,8 +72,10 @@ class Loss:
     def __call__(self, scores_R: Tensor, labels: Labels, learned_C: Tensor) -> Summed:
         """The loss of a batch in fp32. An empty batch costs 0 and keeps its gradient path.
 
-        Under ``length: residual`` the last learned parameter times the logarithm of a response's
-        length is added to its reward, so that the reward has no need to say it too.
+        Under ``length: residual`` the last learned parameter times a response's length is added to
+        its reward, so that the reward has no need to say it too. ``centering`` adds
+        ``centering * (winner + loser)**2`` of a pair's rewards (TRL's
+        ``center_rewards_coefficient``; Eisenstein et al. 2023, equation 2).
         """
         function: Callable[..., Any] = find_function(self.options.kind)
         reward_R = scores_R
@@ -93,6 +95,10 @@ class Loss:
             total = total + pair_loss(bradley_terry, scores_R, labels, self.options, learned_C)
         else:
             total = pair_loss(function, scores_R, labels, self.options, learned_C)
+        if self.options.centering:
+            for pairs in (labels.pairs, labels.ties):
+                sum_P = reward_R[pairs.winner_P] + reward_R[pairs.loser_P]
+                total = total + self.options.centering * (pairs.weight_P * sum_P**2).sum()
         if self.options.reward_norm:
             squares_R = labels.weight_R * reward_R**2
             total = total + self.options.reward_norm * squares_R.sum()
@@ -223,13 +229,13 @@ def _tie_parameter(options: LossSection, trees: Sequence[TokenTree]) -> float:
 
 
 def _length_weight(trees: Sequence[TokenTree]) -> float:
-    """The weight of log length under which length alone explains the ordered pairs best."""
+    """The weight of length under which length alone explains the ordered pairs best."""
     steps: list[float] = []
     weights: list[float] = []
     for tree in trees:
-        logs = [math.log(len(branch)) for branch in tree.branches]
+        lengths = response_lengths(tree)
         order = ordered_pairs(tree.grades)
-        steps += [logs[better] - logs[worse] for better, worse in order]
+        steps += [lengths[better] - lengths[worse] for better, worse in order]
         weights += [tree.weight / max(len(order), 1)] * len(order)
     step_P, weight_P = np.asarray(steps), np.asarray(weights)
 

@@ -34,8 +34,7 @@ def pair_loss(
     """Sum over pairs and ties, weighted; fp32.
 
     A pair costs its expected loss under its target, which ``options.label_smoothing`` moves towards
-    the other outcome. ``options.centering`` adds ``centering * (winner + loser)**2`` (TRL's
-    ``center_rewards_coefficient``; Eisenstein et al. 2023, equation 2).
+    the other outcome.
     """
     pairs, ties, smoothing = labels.pairs, labels.ties, options.label_smoothing
     lost = outcomes(_differences(scores_R, pairs) / options.temperature, learned_C)
@@ -45,19 +44,11 @@ def pair_loss(
     tied_P = outcomes(_differences(scores_R, ties) / options.temperature, learned_C).tie_P
     if tied_P is not None:
         total = total + (ties.weight_P * tied_P).sum()
-    if options.centering:
-        total = total + options.centering * (_squares(scores_R, pairs) + _squares(scores_R, ties))
     return total
 
 
 def _differences(scores_R: Tensor, pairs: Pairs) -> Tensor:
     return scores_R[pairs.winner_P] - scores_R[pairs.loser_P] - pairs.margin_P
-
-
-def _squares(scores_R: Tensor, pairs: Pairs) -> Tensor:
-    """The squared sums of both rewards of a pair, weighted and summed."""
-    sum_P = scores_R[pairs.winner_P] + scores_R[pairs.loser_P]
-    return (pairs.weight_P * sum_P**2).sum()
 
 
 def bradley_terry(z_P: Tensor, learned_C: Tensor) -> Outcomes:

@@ -123,6 +123,14 @@ class CheckpointMetadata:
     format: int = FORMAT
     plaudit_version: str = __version__
 
+    @property
+    def probability_temperature(self) -> float:
+        """What divides a reward difference before the sigmoid: the fitted temperature, or that of
+        the training loss.
+        """
+        of_loss = 1.0 if self.objective is None else self.objective.temperature
+        return self.temperature or of_loss
+
 
 # What loading and scoring rely on; the other metadata are for people.
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -629,6 +629,9 @@ def summarize(
 
 def _shorten(row: Length, max_length: int) -> Length:
     excess = max(0, row.longest - max_length)
+    if len(row.responses) == 1:
+        # The prompt of a single response is counted with it.
+        return Length(prompt=row.prompt, responses=(row.responses[0] - excess,))
     return Length(prompt=max(0, row.prompt - excess), responses=row.responses)
 
 

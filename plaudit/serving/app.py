@@ -204,7 +204,7 @@ async def score_request(
         id=uuid.uuid4().hex,
         model=served.name,
         created=int(time.time()),
-        temperature=served.model.metadata.temperature or 1.0,
+        temperature=served.model.metadata.probability_temperature,
         rewards=job.rewards,
         tokens=[len(ids) for ids in sequences],
         computed=job.computed,

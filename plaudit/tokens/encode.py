@@ -297,7 +297,9 @@ def _truncate_prompt(
     Responses and the end token stay whole, also where all responses begin alike and so share more
     than the prompt; one token of the prompt stays.
     """
-    prefix = sequences[0][: common_prefix(sequences)]
+    # A single sequence has no prefix to share, but a prompt.
+    shared = common_prefix(sequences) if len(sequences) > 1 else len(sequences[0]) - 1
+    prefix = sequences[0][:shared]
     excess = max(len(ids) for ids in sequences) - encoder.max_length
     bos = encoder.tokenizer.bos_token_id
     keep = 1 if bos is not None and len(prefix) > 0 and prefix[0] == bos else 0

@@ -193,19 +193,27 @@ def encode_corpus(
     encoded = {
         role: encode_rows(encoder, loaded.comparisons, on_rows=on_rows)
         for role, loaded in comparisons.loaded.items()
+        # With copies, training rows are encoded by themselves; what is split off them is not.
+        if role != "train" or copy_seed is None or comparisons.was_split
     }
 
     def parts(role: str, sets: Mapping[str, StoredComparisons]) -> dict[str, Part]:
         return {
             # What was split off lies in the training files.
-            name: make_part(encoded.get(f"{role}:{name}", encoded["train"]), rows, name, ignored)
+            name: make_part(
+                encoded[f"{role}:{name}" if f"{role}:{name}" in encoded else "train"],
+                rows,
+                name,
+                ignored,
+            )
             for name, rows in sets.items()
         }
 
-    of_training = encoded["train"]
-    if copy_seed is not None:
-        # The evaluation part of the same files has none.
-        of_training = encode_rows(encoder, comparisons.train, copy_seed=copy_seed, on_rows=on_rows)
+    of_training = (
+        encoded["train"]
+        if copy_seed is None
+        else encode_rows(encoder, comparisons.train, copy_seed=copy_seed, on_rows=on_rows)
+    )
     train = make_part(of_training, comparisons.train, "train", ignored)
     evaluation = parts("eval", comparisons.evaluation)
     test = parts("test", comparisons.test)
@@ -260,9 +268,19 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
     """Whether the ratings are what a pointwise objective takes.
 
     Raises:
-        DataError: a label outside 0 to 1 for bce; for ordinal one level or more than 20, or a
-            rating in evaluation or test data that is no level of the training data.
+        DataError: the training part has none; a label outside 0 to 1 for bce; for ordinal one level
+            or more than 20, or a rating in evaluation or test data that is no level of the training
+            data.
     """
+    if OBJECTIVES[kind].family != "pointwise":
+        return
+    if not corpus.train.trees.column("rated").any():
+        raise DataError(
+            f"loss.kind is {kind}, which learns from ratings, but none of the"
+            f" {len(corpus.train.trees):,} training comparisons that are left after sampling,"
+            " splitting and encoding has one; add rows with a rating, or set loss.kind to"
+            " bradley_terry."
+        )
     if kind == "bce":
         for grade, comparison in _rated(corpus.every):
             if not 0.0 <= grade <= 1.0:
@@ -305,13 +323,13 @@ def check_best_metric(corpus: Corpus, kind: str, asked: str | None) -> None:
     rated = any(part.trees.column("rated").any() for part in parts.values())
     ordered = any(len(set(tree.grades)) > 1 for part in parts.values() for tree in part.trees)
     of_ratings = OBJECTIVES[kind].family == "pointwise"
-    names = ["loss"] if ordered or of_ratings else []
-    names += ["mae"] if of_ratings and rated else []
-    of_pairs = ["calibrated_loss", "accuracy", "ties", "margin"]
-    measured = [*names, *(of_pairs if ordered else ())]
+    of_each = ["loss"] if ordered or of_ratings else []
+    of_each += ["mae"] if of_ratings and rated else []
+    of_each += ["accuracy", "ties", "margin"] if ordered else []
+    measured = [*of_each, *(["calibrated_loss"] if ordered else [])]
+    of_sets = {f"{each}_{name}" for each in parts for name in of_each if len(parts) > 1}
     name = asked.removeprefix("eval_")
-    of_a_set = any(name.startswith(f"{each}_") for each in parts) and len(parts) > 1
-    if name not in measured and not of_a_set:
+    if name not in measured and name not in of_sets:
         why = "" if ordered else ", because no pair of the evaluation data has a known order"
         known = ", ".join(f"eval_{each}" for each in measured)
         expected = f"expected one of {known}" if known else "add such pairs"

@@ -182,23 +182,25 @@ def measure_rated(
         summed = index.loss(scores_R, labels, learned_C)
         return float(summed.total) / max(summed.count, 1e-12)
 
-    ratings = index.labels.ratings
-    assert ratings is not None
-    rating_N = ratings.rating_N.double().numpy()
-    if index.loss.levels:
-        rating_N = np.asarray(index.loss.levels)[rating_N.astype(np.int64)]
     objective = TrainedObjective(
         kind=index.loss.options.kind, learned=tuple(learned), levels=index.loss.levels
     )
-    expected_N = predictions(reward_N[ratings.row_N.numpy()], objective)
-    measured = {"eval_loss": loss(scores_R, index.labels)}
-    if len(rating_N):
-        measured["eval_mae"] = float(np.abs(expected_N - rating_N).mean())
-    if len(index.by_set) > 1:
-        measured |= {
-            f"eval_{name}_loss": loss(scores_R[rows], labels)
-            for name, (rows, labels) in index.by_set.items()
-        }
+
+    def numbers(prefix: str, rows: slice, labels: Labels) -> dict[str, float]:
+        ratings = labels.ratings
+        assert ratings is not None
+        rating_N = ratings.rating_N.double().numpy()
+        if objective.levels:
+            rating_N = np.asarray(objective.levels)[rating_N.astype(np.int64)]
+        expected_N = predictions(reward_N[rows][ratings.row_N.numpy()], objective)
+        measured = {f"{prefix}_loss": loss(scores_R[rows], labels)}
+        if len(rating_N):
+            measured[f"{prefix}_mae"] = float(np.abs(expected_N - rating_N).mean())
+        return measured
+
+    measured = numbers("eval", slice(None), index.labels)
+    for name, (rows, labels) in index.by_set.items() if len(index.by_set) > 1 else ():
+        measured |= numbers(f"eval_{name}", rows, labels)
     return measured
 
 

@@ -177,6 +177,14 @@ def prepare(
     corpora.check_best_metric(corpus, recipe.loss.kind, args.metric_for_best_model)
     for line in _about_data(corpus, recipe.data, recipe.tokens):
         console.print(line, soft_wrap=True)
+    if recipe.loss.consistency:
+        copied = int(np.count_nonzero(corpus.train.trees.lengths("copies")))
+        console.print(
+            f"copies: {copied:,} of {len(corpus.train.trees):,} training comparisons have a"
+            " rewritten copy of a response (loss.consistency)",
+            highlight=False,
+            soft_wrap=True,
+        )
     texts, total = corpora.plain_texts(corpus)
     remark = text_remark(encoder, recipe.data.as_chat, texts, total)
     if remark is not None:
@@ -280,7 +288,9 @@ def _build_model(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
     start = start_of(recipe.loss, corpus.train.trees)
-    transform = RewardTransform(offset=start.offset)
+    # A head that predicts already is left alone; the embedded base's was never asked for ratings.
+    own_head = not loaded.fresh_head and recipe.model.base != embedded.NAME
+    transform = RewardTransform(offset=0.0 if own_head else start.offset)
     if warm_start is not None:
         transform, before = warm_start.metadata.reward_transform, warm_start.metadata.objective
         if before is not None and (before.kind, before.levels) == (recipe.loss.kind, start.levels):
@@ -568,12 +578,6 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
         yield Text(
             f"margins: {margins.comparisons:,} comparisons, mean {margins.mean:.3g}; the loss "
             "subtracts it from the reward difference (to ignore margins, set loss.margin: ignore)"
-        )
-    copied = int(np.count_nonzero(corpus.train.trees.lengths("copies")))
-    if copied:
-        yield Text(
-            f"copies: {copied:,} of {len(corpus.train.trees):,} training comparisons have one of a"
-            " response in other form (loss.consistency)"
         )
     if corpus.leaked_prompts:
         yield Text.from_markup(

@@ -259,7 +259,7 @@ def make_trainer(
 ) -> RewardTrainer:
     """The trainer of a run, with what watches it."""
     folder, evaluate = run.folder, run.recipe.evaluate
-    rated = index_ratings(run.built.loss, run.corpus.evaluation)
+    rated = None if index is None else index_ratings(run.built.loss, run.corpus.evaluation)
 
     def measured(scores: EvalScores, step: int) -> dict[str, float]:
         assert index is not None

@@ -66,7 +66,7 @@ def check_sharding(recipe: Recipe, args: TrainingArguments) -> None:
     Raises:
         RecipeError: a way that gives wrong weights, or one that was never run.
     """
-    problems = [*_fsdp_problems(recipe, args), *_deepspeed_problems(args)]
+    problems = [*_fsdp_problems(recipe, args), *_deepspeed_problems(recipe, args)]
     if problems:
         raise RecipeError(*problems)
 
@@ -116,7 +116,7 @@ def _fsdp_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
         )
 
 
-def _deepspeed_problems(args: TrainingArguments) -> Iterator[str]:
+def _deepspeed_problems(recipe: Recipe, args: TrainingArguments) -> Iterator[str]:
     plugin = args.deepspeed_plugin
     if plugin is None:
         return
@@ -136,6 +136,11 @@ def _deepspeed_problems(args: TrainingArguments) -> Iterator[str]:
         yield (
             f"train.max_grad_norm is {args.max_grad_norm:g}, but train.deepspeed has no"
             " gradient_clipping, so DeepSpeed would not clip; set gradient_clipping: auto there."
+        )
+    if recipe.model.head_learning_rate is not None and config.get_value("optimizer") is not None:
+        yield (
+            "model.head_learning_rate is set, but train.deepspeed has an optimizer of its own,"
+            " which has one learning rate; remove one of the two."
         )
     # transformers would list them when training starts.
     different = [line.strip("- ") for line in getattr(config, "mismatches", ())]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -188,16 +189,15 @@ class RewardTrainer(Trainer):
             before.restore(self.step_metrics)
             free_memory()
             self._halve_budget(trees)
-        self.learned.step(
-            lambda sum_C: self.accelerator.reduce(sum_C, reduction="mean"), self._schedule()
-        )
+        if not self.learned.fixed:
+            mean = partial(self.accelerator.reduce, reduction="mean")
+            self.learned.step(mean, self._schedule())
         self.step_metrics.step(total, mine, self.state.global_step + 1)
         return total
 
     def _schedule(self) -> float:
         """The share of its learning rate that the run has at this step."""
-        assert self.lr_scheduler is not None
-        return float(self.lr_scheduler.get_last_lr()[0]) / (self.args.learning_rate or 1.0)
+        return float(self._get_learning_rate()) / (self.args.learning_rate or 1.0)
 
     def _accumulate(
         self, model: nn.Module, inputs: Sequence[TokenTree]
@@ -540,16 +540,20 @@ class RewardTrainer(Trainer):
     def _load(self, folder: Path) -> None:
         """The weights of a model folder, and what its objective had learned."""
         load_weights(self.accelerator.unwrap_model(self.model), folder)
+        self._load_learned(folder)
+
+    def _load_learned(self, folder: Path) -> None:
         objective = read_objective(folder)
         if objective is not None:
             self.learned.put(objective.learned)
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
         assert self.state.best_model_checkpoint is not None
         best = Path(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            self._load_learned(best)
+            return
         damage = checkpoints.find_weight_damage(best)
         if damage is not None:
             raise TrainingError(

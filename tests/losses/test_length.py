@@ -18,12 +18,12 @@ TRUE_WEIGHT = 1.5
 
 
 def length_biased(count: int) -> tuple[list[TokenTree], torch.Tensor]:
-    """Pairs whose labels follow a quality and the logarithm of the length; and the qualities."""
+    """Pairs whose labels follow a quality and the length in hundreds of tokens; the qualities."""
     rng = np.random.default_rng(0)
     trees, qualities = [], []
     for index in range(count):
-        sizes, quality = rng.integers(4, 200, 2), rng.normal(size=2)
-        difference = quality[0] - quality[1] + TRUE_WEIGHT * np.log(sizes[0] / sizes[1])
+        sizes, quality = rng.integers(4, 300, 2), rng.normal(size=2)
+        difference = quality[0] - quality[1] + TRUE_WEIGHT * (sizes[0] - sizes[1]) / 100.0
         first = rng.random() < 1.0 / (1.0 + np.exp(-difference))
         trees.append(
             TokenTree(
@@ -99,3 +99,37 @@ def test_where_length_decides_everything_the_start_is_finite() -> None:
         for one in trees
     ]
     assert start_of(LossSection(length="residual"), equal).learned == (0.0,)
+
+
+def test_what_the_responses_share_does_not_change_the_loss() -> None:
+    """A longer common start moves tokens into the prefix; differences of length stay."""
+    rewards_R, learned_C = torch.tensor([0.2, -0.1]), torch.tensor([0.4])
+    loss = Loss(options=LossSection(length="residual"))
+
+    def cost(shared: int) -> float:
+        tree = TokenTree(
+            index=0,
+            prefix=np.zeros(10 + shared, np.int32),
+            branches=(np.zeros(60 - shared, np.int32), np.zeros(20 - shared, np.int32)),
+            grades=(1.0, 0.0),
+        )
+        return float(loss(rewards_R, loss.labels([tree], CPU), learned_C).total)
+
+    assert cost(0) == pytest.approx(np.logaddexp(0.0, -(0.3 + 0.4 * 0.4)), rel=1e-6)
+    assert cost(15) == pytest.approx(cost(0), rel=1e-6)
+
+
+def test_centering_and_reward_norm_are_of_the_reward_without_its_length() -> None:
+    tree = TokenTree(
+        index=0,
+        prefix=np.zeros(0, np.int32),
+        branches=(np.zeros(50, np.int32), np.zeros(50, np.int32)),
+        grades=(1.0, 0.0),
+    )
+    loss = Loss(options=LossSection(length="residual", centering=1.0, reward_norm=1.0))
+    learned_C = torch.tensor([0.7], requires_grad=True)
+    total = loss(torch.zeros(2), loss.labels([tree], CPU), learned_C).total
+    total.backward()
+    assert total.item() == pytest.approx(np.log(2.0))
+    assert learned_C.grad is not None
+    assert learned_C.grad.tolist() == [0.0]

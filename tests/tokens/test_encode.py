@@ -268,6 +268,16 @@ def test_truncate_keeps_plain_responses_whole(tokenizer: PreTrainedTokenizerFast
             assert str(answer) in tokenizer.decode(ids)
 
 
+def test_truncate_cuts_the_prompt_of_a_single_response(tokenizer: PreTrainedTokenizerFast) -> None:
+    """It shares no prefix with another response, and is cut as it would be beside one."""
+    alone = replace(LONG, responses=LONG.responses[:1], grades=(4.0,), rated=True)
+    free = tree_of(Encoder(tokenizer=tokenizer, max_length=999), alone)
+    tree = tree_of(Encoder(tokenizer=tokenizer, max_length=24, truncation="left"), alone)
+    assert tree.truncated > 0
+    assert tree.lengths == (24,)
+    assert tokenizer.decode(whole(tree)[0]).endswith(tokenizer.decode(whole(free)[0])[-20:])
+
+
 # ---- templates
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.errors import DataError
+from plaudit.errors import DataError, RecipeError
 from plaudit.evaluation.schema import RunMetrics
 from plaudit.model.checkpoint import read_objective
 from plaudit.recipe.objectives import parameters_of
+from plaudit.reward_model import load
 from plaudit.training.run import train
-from tests.conftest import SENTENCE, recipe_of, rows_with_ties, write_jsonl
+from tests.conftest import SENTENCE, pair_rows, recipe_of, rows_with_ties, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -240,3 +241,67 @@ def test_a_share_of_annotators_is_of_a_pair(
         run(tiny_base, data, tmp_path / "run", loss={"kind": "bradley_terry"})
     assert str(raised.value).startswith(f"{data}:2: ")
     assert sentence in str(raised.value)
+
+
+def test_ratings_are_learned_without_evaluation_data(tiny_base: Path, tmp_path: Path) -> None:
+    rows = worded_rows(12, lambda generator: [int(generator.integers(3))])
+    data = write_jsonl(tmp_path / "rated.jsonl", rows)
+    recipe = recipe_of(tiny_base, data, num_train_epochs=1)
+    del recipe["train"]["eval_steps"]
+    recipe |= {"data": {"train": str(data), "eval_fraction": None}, "loss": {"kind": "mse"}}
+    metrics = train(recipe, tmp_path / "run").metrics
+    assert metrics is not None
+    assert metrics.eval is None
+    assert metrics.train.comparisons == 12
+
+
+def test_ratings_that_do_not_reach_training_are_missed(tiny_base: Path, tmp_path: Path) -> None:
+    rows = worded_rows(6, lambda generator: [int(generator.integers(3))])
+    for row in rows:
+        row["prompt"][0]["content"] = SENTENCE * 10
+    rated = write_jsonl(tmp_path / "rated.jsonl", rows)
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(12))
+    recipe = recipe_of(tiny_base, pairs)
+    recipe["data"] = {"train": [str(rated), str(pairs)], "eval_fraction": None}
+    del recipe["train"]["eval_steps"]
+    with pytest.raises(DataError, match="none of the 12 training comparisons that are left"):
+        train(recipe | {"loss": {"kind": "ordinal"}}, tmp_path / "run")
+
+
+def test_probabilities_are_at_the_temperature_of_the_loss(
+    tiny_base: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_base, pairs_file, num_train_epochs=1)
+    recipe |= {
+        "loss": {"temperature": 0.5},
+        "evaluate": {"calibrate": False, "perturbation_tests": 0, "baselines": []},
+        "report": {"html": False, "plots": False},
+    }
+    folder = train(recipe, tmp_path / "run").folder
+    model = load(folder)
+    one, other = model.score("what is it?", ["right", "wrong"])
+    probability = model.prefer("what is it?", "right", "wrong")
+    assert probability == pytest.approx(1.0 / (1.0 + math.exp(-(one - other) / 0.5)))
+    assert model.metadata.probability_temperature == 0.5
+
+
+def test_each_of_several_sets_has_its_error(tiny_base: Path, tmp_path: Path) -> None:
+    """It may choose the checkpoint, and what no set has is an error before training."""
+    sets = {
+        name: write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            worded_rows(8, lambda generator: [int(generator.integers(3))]),
+        )
+        for name in ("train", "one", "two")
+    }
+    recipe = recipe_of(tiny_base, sets["train"], num_train_epochs=1, eval_steps=2)
+    recipe["data"] = {"train": str(sets["train"]), "eval": [str(sets["one"]), str(sets["two"])]}
+    recipe["loss"] = {"kind": "mse"}
+    recipe["train"]["metric_for_best_model"] = "eval_one_mae"
+    metrics = train(recipe, tmp_path / "run").metrics
+    assert metrics is not None
+    assert metrics.best is not None
+    assert metrics.best.metric == "eval_one_mae"
+    recipe["train"]["metric_for_best_model"] = "eval_one_accuracy"
+    with pytest.raises(RecipeError, match="eval_one_accuracy is not measured"):
+        train(recipe, tmp_path / "other")
