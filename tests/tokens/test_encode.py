@@ -275,7 +275,7 @@ def test_truncate_cuts_the_prompt_of_a_single_response(tokenizer: PreTrainedToke
     tree = tree_of(Encoder(tokenizer=tokenizer, max_length=24, truncation="left"), alone)
     assert tree.truncated > 0
     assert tree.lengths == (24,)
-    assert tokenizer.decode(whole(tree)[0]).endswith(tokenizer.decode(whole(free)[0])[-20:])
+    assert whole(tree)[0][-6:] == whole(free)[0][-6:]
 
 
 # ---- templates
