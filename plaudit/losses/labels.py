@@ -78,7 +78,8 @@ class Labels:
     ``pairs`` are of different grades, ``ties`` of equal ones; without an objective that learns from
     ties there are none. ``pairs`` also measure accuracy: those that an objective does not learn
     from have no weight. ``weight_R`` shares the weight of a comparison among its responses, without
-    copies, and ``length_R`` are the lengths of :func:`response_lengths`.
+    copies. ``length_R`` are the tokens of each branch, which begins where the conversations of a
+    tree differ: only its differences within a tree are those of the responses.
     """
 
     pairs: Pairs
@@ -139,7 +140,7 @@ def labels_of(
         own = _ranking_columns(trees)
     elif objective.family == "pointwise":
         own = _rating_columns(trees, levels)
-    lengths = [length for tree in trees for length in response_lengths(tree)]
+    lengths = [len(branch) for tree in trees for branch in tree.branches]
     of_responses = [np.asarray(shares, np.float32), np.asarray(lengths, np.float32)]
     arrays = [*of_responses, *_copy_columns(trees, objective), *pairs, *ties, *own]
     weight_R, length_R, origin_N, copy_N, copied_N, *moved = arrays_to_device(arrays, device)
@@ -154,15 +155,6 @@ def labels_of(
         length_R=length_R,
         count=count_of(trees, objective),
     )
-
-
-def response_lengths(tree: TokenTree) -> list[float]:
-    """Tokens of each branch, in hundreds.
-
-    A branch begins where the conversations of a tree differ, behind the prompt or later, so only
-    differences within a tree are those of the responses.
-    """
-    return [len(branch) / 100.0 for branch in tree.branches]
 
 
 def _starts(trees: Sequence[TokenTree]) -> Iterator[tuple[TokenTree, int]]:

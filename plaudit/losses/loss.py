@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from plaudit.losses.labels import Labels, count_of, labels_of, ordered_pairs, response_lengths
+from plaudit.losses.labels import Labels, count_of, labels_of, ordered_pairs
 from plaudit.losses.pairwise import bradley_terry, pair_loss
 from plaudit.recipe.objectives import OBJECTIVES, Objective
 from plaudit.recipe.schema import LossSection
@@ -37,12 +37,14 @@ class Summed:
 class Start:
     """Where training starts: the learned parameters, and the reward of a head that gives zero.
 
-    ``levels`` are the ratings of an objective that learns levels, in ascending order.
+    ``levels`` are the ratings of an objective that learns levels, in ascending order;
+    ``length_unit`` is the root mean square of the length differences of pairs, in tokens.
     """
 
     learned: tuple[float, ...] = ()
     offset: float = 0.0
     levels: tuple[float, ...] = ()
+    length_unit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class Loss:
 
     options: LossSection
     levels: tuple[float, ...] = ()
+    length_unit: float = 1.0
 
     @property
     def objective(self) -> Objective:
@@ -72,15 +75,15 @@ class Loss:
     def __call__(self, scores_R: Tensor, labels: Labels, learned_C: Tensor) -> Summed:
         """The loss of a batch in fp32. An empty batch costs 0 and keeps its gradient path.
 
-        Under ``length: residual`` the last learned parameter times a response's length is added to
-        its reward, so that the reward has no need to say it too. ``centering`` adds
-        ``centering * (winner + loser)**2`` of a pair's rewards (TRL's
+        Under ``length: residual`` the last learned parameter times a response's length in units of
+        ``length_unit`` is added to its reward, so that the reward has no need to say it too.
+        ``centering`` adds ``centering * (winner + loser)**2`` of a pair's rewards (TRL's
         ``center_rewards_coefficient``; Eisenstein et al. 2023, equation 2).
         """
         function: Callable[..., Any] = find_function(self.options.kind)
         reward_R = scores_R
         if self.options.length == "residual":
-            scores_R = scores_R + learned_C[-1] * labels.length_R
+            scores_R = scores_R + learned_C[-1] * (labels.length_R / self.length_unit)
         if labels.rankings is not None:
             rankings = labels.rankings
             scores_CK = scores_R[rankings.rows_CK]
@@ -193,8 +196,10 @@ def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
     if objective.family != "pointwise":
         tied = objective.learns_from == "order_and_ties"
         own = (_tie_parameter(options, trees),) if tied else ()
-        residual = options.length == "residual"
-        return Start(learned=(*own, _length_weight(trees)) if residual else own)
+        if options.length != "residual":
+            return Start(learned=own)
+        weight, unit = _length_weight(trees)
+        return Start(learned=(*own, weight), length_unit=unit)
     rated = [tree for tree in trees if tree.rated]
     rating_N = np.asarray([y for tree in rated for y in tree.grades], np.float64)
     weight_N = np.asarray([tree.weight / len(tree.grades) for tree in rated for _ in tree.grades])
@@ -228,27 +233,29 @@ def _tie_parameter(options: LossSection, trees: Sequence[TokenTree]) -> float:
     return math.log(2.0 * share / (1.0 - share)) if davidson else math.log(2.0 * math.atanh(share))
 
 
-def _length_weight(trees: Sequence[TokenTree]) -> float:
-    """The weight of length under which length alone explains the ordered pairs best."""
+def _length_weight(trees: Sequence[TokenTree]) -> tuple[float, float]:
+    """The weight of length under which length alone explains the ordered pairs best, and its unit:
+    the root mean square of the length differences, in tokens.
+    """
     steps: list[float] = []
     weights: list[float] = []
     for tree in trees:
-        lengths = response_lengths(tree)
         order = ordered_pairs(tree.grades)
-        steps += [lengths[better] - lengths[worse] for better, worse in order]
+        steps += [len(tree.branches[i]) - len(tree.branches[j]) for i, j in order]
         weights += [tree.weight / max(len(order), 1)] * len(order)
-    step_P, weight_P = np.asarray(steps), np.asarray(weights)
+    if not any(steps):
+        return 0.0, 1.0
+    unit = float(np.sqrt(np.mean(np.square(steps))))
+    step_P, weight_P = np.asarray(steps) / unit, np.asarray(weights)
 
     def slope(weight: float) -> float:
         return float((weight_P * step_P * expit(-weight * step_P)).sum())
 
-    if not np.any(step_P):
-        return 0.0
     # Where length decides every pair, no weight is large enough.
     low, high = -_MOST_WEIGHT, _MOST_WEIGHT
     if slope(low) <= 0.0 or slope(high) >= 0.0:
-        return low if slope(low) <= 0.0 else high
-    return float(brentq(slope, low, high))
+        return (low if slope(low) <= 0.0 else high), unit
+    return float(brentq(slope, low, high)), unit
 
 
 def _thresholds(weight_L: FloatArray) -> tuple[float, ...]:

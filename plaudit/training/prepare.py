@@ -323,17 +323,20 @@ def _build_model(
         micro_batches=micro_batches,
         parameters=parameters,
         head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
-        loss=Loss(options=recipe.loss, levels=start.levels),
+        loss=Loss(options=recipe.loss, levels=start.levels, length_unit=start.length_unit),
         start=start,
     )
 
 
 def _go_on_from(start: Start, before: TrainedObjective, options: LossSection) -> Start:
-    """The start with what the same objective had learned; a number that the recipe fixes stays."""
-    if len(before.learned) != len(start.learned):
+    """The start with what the same objective had learned.
+
+    A number that the recipe fixes stays, and a weight of the length, which is of these data.
+    """
+    own = len(start.learned) - (options.length == "residual")
+    if options.tie_parameter != "learned" or len(before.learned) < own:
         return start
-    fixed = 0 if options.tie_parameter == "learned" else 1
-    return replace(start, learned=(*start.learned[:fixed], *before.learned[fixed:]))
+    return replace(start, learned=(*before.learned[:own], *start.learned[own:]))
 
 
 def _decide(

@@ -44,13 +44,14 @@ def test_the_reward_keeps_the_quality_and_little_of_the_length(kind: str) -> Non
     def fitted(length: str) -> tuple[torch.Tensor, tuple[float, ...]]:
         """Weights of quality and length in a linear reward, and what the loss learned itself."""
         options = LossSection(kind=kind, length=length)
-        loss, start = Loss(options=options), start_of(options, trees)
+        start = start_of(options, trees)
+        loss = Loss(options=options, length_unit=start.length_unit)
         labels = loss.labels(trees, CPU)
         learned = LearnedParameters(loss, start.learned, CPU)
         weights_2 = torch.zeros(2, requires_grad=True)
         adam = torch.optim.Adam([weights_2], lr=0.03)
         for _ in range(400):
-            reward_R = weights_2[0] * quality_R + weights_2[1] * labels.length_R
+            reward_R = weights_2[0] * quality_R + weights_2[1] * labels.length_R / 100.0
             summed = loss(reward_R, labels, learned.value_C)
             learned.accumulate(reward_R, labels, 1.0 / summed.count)
             (summed.total / summed.count).backward()
@@ -71,15 +72,16 @@ def test_the_reward_keeps_the_quality_and_little_of_the_length(kind: str) -> Non
 def test_length_alone_starts_at_its_likelihood() -> None:
     trees, _ = length_biased(800)
     options = LossSection(length="residual")
-    (start,) = start_of(options, trees).learned
-    loss = Loss(options=options)
+    start = start_of(options, trees)
+    (weight,) = start.learned
+    loss = Loss(options=options, length_unit=start.length_unit)
     labels = loss.labels(trees, CPU)
     zero_R = torch.zeros(len(labels.length_R))
 
     def cost(weight: float) -> float:
         return float(loss(zero_R, labels, torch.tensor([weight], dtype=torch.float64)).total)
 
-    assert cost(start) < min(cost(start - 0.02), cost(start + 0.02))
+    assert cost(weight) < min(cost(weight - 0.02), cost(weight + 0.02))
 
 
 def test_where_length_decides_everything_the_start_is_finite() -> None:
@@ -104,7 +106,7 @@ def test_where_length_decides_everything_the_start_is_finite() -> None:
 def test_what_the_responses_share_does_not_change_the_loss() -> None:
     """A longer common start moves tokens into the prefix; differences of length stay."""
     rewards_R, learned_C = torch.tensor([0.2, -0.1]), torch.tensor([0.4])
-    loss = Loss(options=LossSection(length="residual"))
+    loss = Loss(options=LossSection(length="residual"), length_unit=100.0)
 
     def cost(shared: int) -> float:
         tree = TokenTree(
