@@ -17,6 +17,13 @@ LearnsFrom: TypeAlias = Literal["order", "order_and_ties", "ratings"]
 """What a comparison must have: responses of different grades; that, or responses of one grade; or
 a response with a rating (and then also responses of which only the order is known)."""
 
+ITEMS: Final[Mapping[str, str]] = {
+    "pairwise": "pair",
+    "listwise": "comparison",
+    "pointwise": "response",
+}
+"""What the loss of a family is of."""
+
 _RATED: Final = frozenset({"margin", "soft_label", "label_smoothing", "temperature", "centering"})
 _PAIRS: Final = _RATED | {"length"}
 _RANKED: Final = frozenset({"temperature", "length"})
@@ -29,7 +36,7 @@ class Objective:
     Attributes:
         family: The module of :mod:`plaudit.losses` that has the function.
         learns_from: The comparisons that it can use.
-        formula: The loss of one item in LaTeX, as the model card prints it.
+        formula: The loss of one :attr:`item` in LaTeX, as the model card prints it.
         where: What the letters of the formula stand for.
         source: Who published it.
         options: The keys of the recipe's ``loss`` section that it reads, beside ``kind``.
@@ -46,6 +53,11 @@ class Objective:
     options: frozenset[str]
     learned: str | None = None
     shares_over: Literal["ordered_pairs", "all_pairs"] = "ordered_pairs"
+
+    @property
+    def item(self) -> str:
+        """What the formula is the loss of."""
+        return "comparison" if self.shares_over == "all_pairs" else ITEMS[self.family]
 
 
 EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm", "consistency"})

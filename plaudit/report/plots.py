@@ -23,6 +23,7 @@ from plaudit.evaluation.schema import (
     RunMetrics,
     read_recorded,
 )
+from plaudit.recipe.objectives import ITEMS
 from plaudit.report.record import PLOTS_FOLDER, shown_evaluation, without_controls
 from plaudit.storage.atomic import write_atomically
 
@@ -229,7 +230,7 @@ def losses(metrics: RunMetrics, width: float) -> Figure | None:
         style: dict[str, Any] = {"alpha": 0.75, "linewidth": 1.1, "marker": mark}
         axis.plot(*zip(*training, strict=True), color=GREY, label="training", **style)
     if validation:
-        # Of pairs the validation loss is Bradley-Terry's, whatever trains.
+        # Pairwise and listwise objectives are all validated by the loss of Bradley-Terry.
         other = _family(metrics) != "pointwise" and metrics.run.loss != "bradley_terry"
         label = "validation (Bradley-Terry)" if other else "validation"
         curve(axis, [(*point, None) for point in validation.items()], BLUE, label)
@@ -237,7 +238,7 @@ def losses(metrics: RunMetrics, width: float) -> Figure | None:
         loss = validation[best.step]
         label = f"best checkpoint: step {best.step:,}, {loss:.4f}"
         axis.plot(best.step, loss, "*", color=ORANGE, markersize=15, label=label)
-    item = {"pairwise": "pair", "listwise": "comparison", "pointwise": "response"}[_family(metrics)]
+    item = ITEMS[_family(metrics)]
     unit = "" if metrics.run.loss in _NOT_IN_NATS else " (nats)"
     by_step(axis, f"mean loss per {item}{unit}")
     return figure

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from plaudit import __version__
 from plaudit.data.load import SourceUse
 from plaudit.errors import DataError
-from plaudit.evaluation.numbers import FORMATS, NOTHING, words
+from plaudit.evaluation.numbers import FORMATS, NOTHING, metric, setting, signed, words
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     RecordedEvaluation,
@@ -25,6 +25,7 @@ from plaudit.evaluation.schema import (
     adapter,
     first_mistake,
 )
+from plaudit.recipe.objectives import ITEMS, OBJECTIVES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -115,6 +116,41 @@ def expected_rating(loss: str) -> str:
         "bce": "the probability of a good response, σ(r)",
         "ordinal": "the mean of the levels under the model",
     }.get(loss, "the reward")
+
+
+class LossInWords(NamedTuple):
+    """What a run's loss is, ``before`` its formula and ``after`` it."""
+
+    before: str
+    after: str
+
+
+def loss_in_words(run: RunInfo) -> LossInWords | None:
+    """What card and report say of a run's objective; None where none is recorded."""
+    objective = run.objective
+    if objective is None:
+        return None
+    sentences = [f"where {objective.where}."]
+    if objective.options:
+        options = ", ".join(f"{name} {setting(value)}" for name, value in objective.options.items())
+        sentences.append(f"Options that differ from their defaults: {options}.")
+    if objective.learned:
+        learned = "; ".join(
+            f"{name} {', '.join(map(metric, values))}" for name, values in objective.learned.items()
+        )
+        sentences.append(f"Learned with the model: {learned}.")
+    if objective.offset:
+        sentences.append(
+            f"plaudit adds {signed(objective.offset, 3)} to every reward; plain transformers"
+            " returns rewards without it, in the same order."
+        )
+    row = OBJECTIVES.get(run.loss)
+    item = ITEMS[objective.family] if row is None else row.item
+    return LossInWords(
+        before=f"The training loss is {loss_name(run.loss)}. Source: {objective.source}."
+        f" For one {item} it is",
+        after=" ".join(sentences),
+    )
 
 
 def learned_from(metrics: RunMetrics) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -12,12 +13,13 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from plaudit.cli.summary import show_run
-from plaudit.evaluation.schema import read_metrics
+from plaudit.evaluation.schema import json_safe, read_metrics
 from plaudit.recipe.objectives import OBJECTIVES
 from plaudit.report.card import DerivedCard, render_card, write_card, write_derived_card
 from plaudit.report.html import render_report
 from plaudit.report.pages import inline_formula
 from plaudit.report.plots import write_plots
+from plaudit.storage.atomic import write_json
 from tests.objectives import model_metadata, write_run
 
 RATED = ("mse", "bce", "ordinal")
@@ -82,6 +84,53 @@ def test_learned_parameters_have_the_names_of_their_paper(tmp_path: Path) -> Non
     assert "Learned with the model: thresholds -1.500, -0.395, 0.827, 1.731." in render_card(
         tmp_path
     )
+
+
+def test_card_and_report_separate_what_was_learned(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path, "davidson")
+    assert metrics.run.objective is not None
+    learned = {"nu": (0.75,), "length_weight": (-0.5,)}
+    run = replace(metrics.run, objective=replace(metrics.run.objective, learned=learned))
+    write_json(tmp_path / "metrics.json", json_safe(replace(metrics, run=run)))
+    for text in (render_card(tmp_path), texts(render_report(tmp_path))):
+        assert "Learned with the model: nu 0.750; length_weight -0.500." in text
+
+
+def test_the_loss_of_all_pairs_is_that_of_a_comparison(tmp_path: Path) -> None:
+    for kind, item in (("all_pairs", "comparison"), ("hinge", "pair"), ("mse", "response")):
+        write_run(tmp_path, kind)
+        for text in (render_card(tmp_path), texts(render_report(tmp_path))):
+            assert f"For one {item} it is" in text
+
+
+def table_of(card: str, head: str) -> list[list[str]]:
+    """The cells of the table whose header begins so."""
+    lines = card[card.index(f"| {head} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_tables_of_ratings_have_one_set_of_columns(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path, "bce")
+    assert metrics.eval is not None
+    assert metrics.eval.ratings is not None
+    one_label = replace(
+        metrics.eval.ratings, auc=None, auc_ci95=None, spearman=None, spearman_ci95=None
+    )
+    without_auc = replace(metrics.eval, ratings=one_label)
+    for first, second in ((without_auc, metrics.eval), (metrics.eval, without_auc)):
+        test, held_out = replace(first, dataset="test", history=None), second
+        write_json(tmp_path / "metrics.json", json_safe(replace(metrics, test=test, eval=held_out)))
+        card = render_card(tmp_path)
+        head, _, *rows = table_of(card, "evaluation")
+        assert head[2:4] == ["AUC (95% CI)", "log loss"]
+        if first is without_auc:
+            rows = rows[::-1]
+        assert rows[0][2].startswith("**0.")
+        assert rows[1][2] == rows[1][4] == "–"
+        assert float(rows[1][3]) == pytest.approx(float(rows[0][3]))
+        head, _, *rows = table_of(card, "ratings")
+        assert head[2] == "MAE (95% CI)"
+        assert {len(row) for row in rows} == {len(head)}
 
 
 def test_a_card_of_an_older_run_has_no_formula() -> None:
