@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from plaudit.data.perturb.run import UNPERTURBED, build_perturbation_tests, perturb
+from plaudit.data.perturb.run import build_perturbation_tests, perturb
 from plaudit.data.perturb.table import PERTURBATIONS
 from plaudit.data.perturb.text import NOT_LATIN, language_of_answer, make_context
 from plaudit.evaluation.analysis.perturbations import (
@@ -102,10 +102,10 @@ def test_probes_hold_best_worst_and_every_operator(chat):
     built = build_perturbation_tests([comparison(n, chat=chat) for n in range(3)], seed=1)
     assert len(built.tests) == 3
     one = built.tests[0]
-    best, worst = one.comparison.responses[:UNPERTURBED]
+    best, worst = one.comparison.responses[: one.unperturbed]
     text = [r if isinstance(r, str) else r[0].content for r in one.comparison.responses]
     assert (text[0], text[1]) == (RICH, " bad")
-    assert len(text) == UNPERTURBED + len(one.perturbations)
+    assert len(text) == one.unperturbed + len(one.perturbations)
     assert {name for kind, name in one.perturbations if kind == "reward_hacking"} == set(
         of_kind("reward_hacking")
     )
@@ -113,7 +113,7 @@ def test_probes_hold_best_worst_and_every_operator(chat):
         kind: of_kind(kind) for kind in ("degradation", "meaning_preserving", "reward_hacking")
     }
     assert all(name in known[kind] for kind, name in one.perturbations)
-    assert all(altered != RICH for altered in text[UNPERTURBED:])
+    assert all(altered != RICH for altered in text[one.unperturbed :])
     for one in built.tests:
         applied = [name for _, name in one.perturbations]
         assert one.language == "en"
@@ -151,6 +151,47 @@ def test_a_sample_is_one_per_prompt_whatever_the_order():
 def test_responses_without_text_are_counted():
     built = build_perturbation_tests([comparison(0, good=None), comparison(1, good="  ")])
     assert (built.tests, built.skipped["no text"]) == ((), 2)
+
+
+def test_a_response_without_a_worse_one_stands_once_in_its_test():
+    alone = replace(comparison(0), responses=comparison(0).responses[1:], grades=(4.0,), rated=True)
+    for row in (alone, comparison(1, grades=(1.0, 1.0), good=" bad, too. It is not true.")):
+        (one,) = build_perturbation_tests([row]).tests
+        assert (one.ordered, one.unperturbed) == (False, 1)
+        texts = [plain_text(response) for response in one.comparison.responses]
+        assert texts.count(plain_text(row.responses[0])) == 1
+        assert len(texts) == 1 + len(one.perturbations)
+        probed = run_probe([row])
+        assert probed.conversations == 1 + len(probed.perturbed)
+        assert {each.other for each in probed.perturbed} == {None}
+        assert {each.original for each in probed.perturbed} == {-float(len(texts[0]) + 1)}
+
+
+def test_single_responses_of_low_rating_are_skipped_and_counted():
+    def single(number, rating):
+        row = comparison(number)
+        return replace(row, responses=row.responses[1:], grades=(rating,), rated=True)
+
+    built = build_perturbation_tests([single(n, float(n % 5)) for n in range(10)])
+    assert sorted(one.comparison.id for one in built.tests) == ["2", "3", "4", "7", "8", "9"]
+    assert built.skipped == {"low rating": 4}
+    same = build_perturbation_tests([single(n, 1.0) for n in range(4)])
+    assert (len(same.tests), same.skipped) == (4, {})
+
+
+def test_grades_of_several_responses_skip_none():
+    # The best of three ranks is no better than the best of two.
+    rows = [
+        replace(
+            comparison(n),
+            responses=comparison(n).responses * (1 + n % 2),
+            grades=tuple(float(grade) for grade in range(2 * (1 + n % 2))),
+            rated=True,
+        )
+        for n in range(6)
+    ]
+    built = build_perturbation_tests(rows)
+    assert (len(built.tests), built.skipped) == (6, {})
 
 
 def plain_text(turns):

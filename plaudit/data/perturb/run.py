@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,7 @@ from plaudit.recipe.schema import Source
 from plaudit.types import Comparison
 
 NO_TEXT: Final = "no text"
+LOW_RATING: Final = "low rating"
 
 # --- pairs --------------------------------------------------------------------------------------
 
@@ -235,9 +237,6 @@ def _natural_writer(
 MOST: Final = 200
 """Responses that are tested unless another number is asked for."""
 
-UNPERTURBED: Final = 2
-"""Responses 0 and 1 of a test are the best and the worst; perturbations of the best follow."""
-
 KINDS_AND_NAMES: Final[tuple[tuple[Kind, str], ...]] = tuple(
     (perturbation.kind, perturbation.name) for perturbation in PERTURBATIONS.values()
 )
@@ -248,8 +247,8 @@ KINDS_AND_NAMES: Final[tuple[tuple[Kind, str], ...]] = tuple(
 class PerturbationTest:
     """A comparison of the best response, the worst, and perturbations of the best.
 
-    ``perturbations`` are the kind and the name of the responses from :data:`UNPERTURBED` on.
-    ``ordered``: the worst is known to be worse than the best, and not the same or as good.
+    The worst stands in it where the comparison is ``ordered``: it is known to be worse than the
+    best. ``perturbations`` are the kind and the name of the responses behind the ``unperturbed``.
     ``language`` is that of the best response, None where it is not known. ``not_applied`` are the
     perturbations with nothing to take hold of, ``not_for_language`` those for other languages.
     """
@@ -261,8 +260,13 @@ class PerturbationTest:
     not_applied: tuple[str, ...] = ()
     not_for_language: tuple[str, ...] = ()
 
+    @property
+    def unperturbed(self) -> int:
+        """How many responses stand before the perturbed ones: the best, and the worst if any."""
+        return 2 if self.ordered else 1
+
     def without(self, fails: Callable[[Comparison], bool]) -> PerturbationTest:
-        """Only the perturbations that, alone beside the best and the worst, do not fail."""
+        """Only the perturbations that, alone beside the unperturbed responses, do not fail."""
         kept = [at for at in range(len(self.perturbations)) if not fails(self._only([at]))]
         return replace(
             self,
@@ -272,7 +276,8 @@ class PerturbationTest:
 
     def _only(self, kept: Iterable[int]) -> Comparison:
         responses = self.comparison.responses
-        chosen = (*responses[:UNPERTURBED], *(responses[UNPERTURBED + at] for at in kept))
+        first = self.unperturbed
+        chosen = (*responses[:first], *(responses[first + at] for at in kept))
         return replace(self.comparison, responses=chosen)
 
 
@@ -290,14 +295,21 @@ def build_perturbation_tests(
     """Tests of at most ``most`` comparisons, one per prompt group, drawn by ``seed``.
 
     The comparisons are walked once. Which ones are drawn depends on the seed and their groups, not
-    on their order. A comparison whose best response has no text is skipped, or a rating that is
-    not good. What perturbations borrow from other answers is in the language of the answer.
+    on their order. A comparison whose best response has no text is skipped, and a single response
+    whose rating is low: below the median of those drawn, or the lowest of them if they differ. What
+    perturbations borrow from other answers is in the language of the answer.
     """
-    # Twice as many, since about half of rated responses are good.
-    drawn = [
-        (comparison, _answer_of(comparison))
-        for comparison in _good(_sample(comparisons, 2 * most, seed))[:most]
-    ]
+    # Twice as many, since about half of single responses are good.
+    sample = _sample(comparisons, 2 * most, seed)
+    least, low = _least_good(sample), 0
+    drawn: list[tuple[Comparison, tuple[str, str | None]]] = []
+    for comparison in sample:
+        if len(drawn) == most:
+            break
+        if _is_single(comparison) and comparison.grades[0] < least:
+            low += 1
+        else:
+            drawn.append((comparison, _answer_of(comparison)))
     usable = [(comparison, answer) for comparison, answer in drawn if answer[0].strip()]
     missing = len(drawn) - len(usable)
     contexts = contexts_by_language([answer for _, answer in usable])
@@ -306,7 +318,7 @@ def build_perturbation_tests(
             _test(comparison, text, contexts[language], seed)
             for comparison, (text, language) in usable
         ),
-        skipped=Counter({NO_TEXT: missing} if missing else {}),
+        skipped=+Counter({NO_TEXT: missing, LOW_RATING: low}),
     )
 
 
@@ -320,28 +332,31 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
         if perturbation.suits(context.language)
     }
     applied = {perturbation: new for perturbation, new in outcomes.items() if new is not None}
+    ordered = max(comparison.grades) > min(comparison.grades)
     worst = comparison.responses[comparison.grades.index(min(comparison.grades))]
-    responses = (best, worst, *(with_text(best, new) for new in applied.values()))
+    unperturbed = (best, worst) if ordered else (best,)
+    responses = (*unperturbed, *(with_text(best, new) for new in applied.values()))
     return PerturbationTest(
         comparison=replace(comparison, responses=responses, grades=(), margin=None),
         perturbations=tuple((perturbation.kind, perturbation.name) for perturbation in applied),
-        ordered=max(comparison.grades) > min(comparison.grades),
+        ordered=ordered,
         language=context.language,
         not_applied=tuple(one.name for one in outcomes if one not in applied),
         not_for_language=tuple(name for name, one in PERTURBATIONS.items() if one not in outcomes),
     )
 
 
-def _good(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those whose best response is not known to be bad.
+def _is_single(comparison: Comparison) -> bool:
+    return comparison.rated and len(comparison.responses) == 1
 
-    A rating is good from the median of these on, and above the lowest if they differ.
-    """
-    best_N = sorted(max(one.grades) for one in comparisons if one.rated)
-    if not best_N or best_N[0] == best_N[-1]:
-        return list(comparisons)
-    least = max(best_N[len(best_N) // 2], next(best for best in best_N if best > best_N[0]))
-    return [one for one in comparisons if not one.rated or max(one.grades) >= least]
+
+def _least_good(comparisons: Sequence[Comparison]) -> float:
+    """The rating from which on a single response is good."""
+    rating_N = sorted(one.grades[0] for one in comparisons if _is_single(one))
+    if not rating_N or rating_N[0] == rating_N[-1]:
+        return -math.inf
+    above_lowest = next(rating for rating in rating_N if rating > rating_N[0])
+    return max(rating_N[len(rating_N) // 2], above_lowest)
 
 
 def _sample(comparisons: Iterable[Comparison], most: int, seed: int) -> list[Comparison]:

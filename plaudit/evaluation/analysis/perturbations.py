@@ -12,7 +12,6 @@ import numpy as np
 
 from plaudit.data.perturb.run import (
     KINDS_AND_NAMES,
-    UNPERTURBED,
     PerturbationTest,
     build_perturbation_tests,
 )
@@ -238,7 +237,9 @@ def probe(
             perturbed=float(reward),
         )
         for one, rewards_K in zip(kept, score(trees), strict=True)
-        for (kind, name), reward in zip(one.perturbations, rewards_K[UNPERTURBED:], strict=True)
+        for (kind, name), reward in zip(
+            one.perturbations, rewards_K[one.unperturbed :], strict=True
+        )
     ]
     place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(KINDS_AND_NAMES)}
     perturbed.sort(key=lambda one: place[one.kind, one.name])
