@@ -231,7 +231,7 @@ class ProgressReport(TrainerCallback):
             self._print(state, f"validation loss {logs['eval_loss']:.4f}{_measured(logs, 'eval_')}")
         elif "pairs_per_second" in logs:
             rate = logs["pairs_per_second"]
-            speed = f"{rate:.3g} pairs/s" if rate < 1000 else f"{rate:,.0f} pairs/s"
+            speed = f"{rate:.3g} comparisons/s" if rate < 1000 else f"{rate:,.0f} comparisons/s"
             measured = f"loss {logs['loss']:.4f}{_measured(logs)}"
             self._update(numbers=f"{measured}  {speed}")
             if self.verbose or (self._progress is None and self._due(state)):

@@ -360,7 +360,7 @@ def check_output(block: Block, printed: Printed | None, where: str) -> None:
         ("a", "a\nb", False),
         ("a\nb", "b\na", False),
         ("loss 0.5", "Loss 0.5", False),
-        ("a", "a\nstep 1/2  epoch 0.5    training loss 0.7  accuracy 0.5  9 pairs/s\n", True),
+        ("a", "a\nstep 1/2  epoch 0.5    training loss 0.7  accuracy 0.5  9 comparisons/s\n", True),
     ],
 )
 def test_outputs_are_compared_line_by_line(page: str, lines: str, same: bool) -> None:

@@ -63,7 +63,7 @@ def of_training(lines: list[str]) -> list[str]:
 
 def test_a_short_run_writes_a_line_every_half_minute(clock: Clock) -> None:
     lines = of_training(printed(clock, seconds=0.125))
-    numbers = "training loss 0.5522  accuracy 0.680  55.4 pairs/s"
+    numbers = "training loss 0.5522  accuracy 0.680  55.4 comparisons/s"
     assert lines == [
         f"step  240/1000  epoch 0.24    {numbers}  0:01:35 left",
         f"step  480/1000  epoch 0.48    {numbers}  0:01:05 left",
@@ -94,4 +94,4 @@ def test_a_terminal_gets_a_bar_and_the_evaluations(clock: Clock) -> None:
     assert not of_training(lines)
     text = "\n".join(lines)
     assert "validation loss 0.5631" in text
-    assert "loss 0.5522  accuracy 0.680  55.4 pairs/s" in text
+    assert "loss 0.5522  accuracy 0.680  55.4 comparisons/s" in text
