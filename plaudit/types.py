@@ -282,7 +282,7 @@ class TokenTree:
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
     one token, and the last token of a branch is the scored one. Branches behind those of the grades
-    are copies in other form: ``copies`` has the number of the original of each. ``truncated``
+    are rewritten copies: ``copies`` has the number of the original of each. ``truncated``
     counts the prompt tokens cut to fit, ``truncated_responses`` the responses that lost their end
     to fit.
     """

@@ -236,8 +236,8 @@ class LossSection(Section):
     reward_norm: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the mean squared reward."""
     consistency: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of the squared difference between the reward of a response and of a copy in other
-    form that says the same; each training comparison gets one copy."""
+    """Coefficient of the squared difference between the rewards of a response and of a copy that is
+    rewritten by a meaning-preserving perturbation; each training comparison gets one copy."""
     length: Literal["ignore", "residual"] = "ignore"
     """residual fits what the length of the responses explains of the labels, beside the reward,
     and leaves it out of the reward."""

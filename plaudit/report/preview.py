@@ -84,13 +84,18 @@ def labels(shown: ComparisonPreview) -> str:
         parts.append(f"{'rating' if count == 1 else 'grades or ratings'} {grades}")
     if shown.soft_label is not None:
         parts.append(f"soft label {shown.soft_label:g}")
-    return f"Labels: {'; '.join(parts)}. {_learned_by(shown.objectives)}"
+    return f"Labels: {'; '.join(parts)}. {_learned_by(shown.objectives, rated=shown.rated)}"
 
 
-def _learned_by(objectives: Sequence[str]) -> str:
-    if len(objectives) == len(OBJECTIVES):
-        return "Learned by every objective."
-    return f"Learned by {', '.join(objectives)}." if objectives else "Learned by no objective."
+def _learned_by(objectives: Sequence[str], *, rated: bool) -> str:
+    if not objectives:
+        return "Learned by no objective."
+    of_ratings = [kind for kind in objectives if OBJECTIVES[kind].learns_from == "ratings"]
+    every = len(objectives) == len(OBJECTIVES)
+    learned = f"Learned by {'every objective' if every else ', '.join(objectives)}"
+    if rated or not of_ratings:
+        return f"{learned}."
+    return f"{learned}; by {', '.join(of_ratings)} only beside rows with ratings."
 
 
 def standing(shown: ComparisonPreview, response: int) -> str:

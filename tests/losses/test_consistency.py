@@ -1,4 +1,4 @@
-"""``loss.consistency``: a copy of a response in other form gets the reward of the response."""
+"""``loss.consistency``: a rewritten copy of a response gets the reward of the response."""
 
 from __future__ import annotations
 

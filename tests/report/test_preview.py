@@ -78,6 +78,14 @@ def test_sizes_and_standings_in_words() -> None:
         ((1.0, 0.0), {}, "Labels: an order. Learned by no objective."),
         ((0.0, 0.0), {"objectives": ("davidson",)}, "Labels: a tie. Learned by davidson."),
         (
+            (1.0, 0.0),
+            {"objectives": tuple(OBJECTIVES)},
+            (
+                "Labels: an order. Learned by every objective; by mse, huber, bce, ordinal only "
+                "beside rows with ratings."
+            ),
+        ),
+        (
             (4.0,),
             {"rated": True, "objectives": ("mse", "huber")},
             "Labels: rating 4. Learned by mse, huber.",

@@ -1,4 +1,4 @@
-"""Copies of responses that say the same in other form, for training that keeps their rewards equal.
+"""Rewritten copies of responses, for training that keeps their rewards equal.
 
 Each training comparison gets one, of one of its responses, under one meaning-preserving
 perturbation of the table; the draw depends on the comparison and the seed alone.
@@ -46,7 +46,7 @@ def with_copy(comparison: Comparison, seed: int) -> Copied | None:
 def _rewritten(
     text: str, comparison: Comparison, generator: Random
 ) -> tuple[str, Perturbation] | None:
-    """Another form of a text, under the first of the rewrites in random order that changes it."""
+    """A rewritten copy of a text, by the first of the rewrites in random order that changes it."""
     language = language_of_answer(text, prompt_text(comparison.prompt))
     rewrites = [one for one in REWRITES if one.suits(language)]
     for perturbation in generator.sample(rewrites, len(rewrites)):

@@ -29,7 +29,7 @@ SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
 class Perturbation:
     """A known way to change a text.
 
-    ``degradation`` makes an answer worse, ``meaning_preserving`` says the same in other form, and
+    ``degradation`` makes an answer worse, ``meaning_preserving`` keeps its meaning, and
     ``reward_hacking`` deserves no higher reward. ``severity`` is that of translation's error
     typologies (MQM): ``critical`` where the answer is of no use any more, ``major`` where it
     misleads or lacks something, ``minor`` where it only reads worse. ``languages`` are those (ISO
