@@ -252,7 +252,7 @@ RECIPES: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "a number as text": ({"train": {"learning_rate": "fast"}}, ["'fast'", "a number"]),
     "half an epoch's batch": ({"train": {"per_device_train_batch_size": 1.5}}, ["whole number"]),
     "a length below two": ({"tokens": {"max_length": 1}}, ["tokens.max_length", "at least 2"]),
-    "an unknown loss": ({"loss": {"kind": "hinge"}}, ["loss.kind", "bradley_terry"]),
+    "an unknown loss": ({"loss": {"kind": "bradley"}}, ["loss.kind", "bradley_terry"]),
     "a section that is text": ({"data": "pairs"}, ["`data`", "mapping"]),
     "everything held out": ({"data": {"eval_fraction": 1.0}}, ["data.eval_fraction", "below 1"]),
     "a schedule that is unknown": ({"train": {"lr_scheduler_type": "cosin"}}, ["'cosine'"]),

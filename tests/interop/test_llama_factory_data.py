@@ -206,7 +206,7 @@ def test_kto_rows_are_rated(
         ([ask, [("assistant", "4")]], (1.0,), True),
         ([ask, [("assistant", "5")]], (0.0,), True),
     ]
-    assert "2 rows of them have ratings" in complaint(source)
+    assert "2 of them have a rating" in complaint(source)
 
 
 def test_a_kto_conversation_must_end_with_an_answer(tmp_path: Path) -> None:
