@@ -10,7 +10,7 @@ objective trains on the same rankings from the same seeds; the checkpoint has th
 Bradley-Terry loss on evaluation prompts, and what is reported is of test prompts. The learning rate
 of each objective is the better of two on the evaluation prompts of the first seed.
 
-``--time`` measures seconds of training alone, the objectives in turn. Writes ``results.json``
+``--time`` measures seconds of training alone, the objectives in turn. Writes ``rankings.json``
 after every run; runs that are recorded are not repeated.
 """
 
@@ -203,7 +203,7 @@ def measured(run: Run, file: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Record:
-    """``results.json``, written after every run."""
+    """``rankings.json``, written after every run."""
 
     path: Path
     runs: list[dict[str, Any]]
