@@ -143,12 +143,12 @@ def test_every_number_of_ratings_and_ties_is_recorded(
     place: str, kind: str, tmp_path: Path
 ) -> None:
     write_run(tmp_path, kind)
-    printed = numbers(PLACES[place](tmp_path))
+    printed = numbers(PLACES[place](tmp_path).replace(str(tmp_path), ""))
     assert sorted(printed - recorded(tmp_path) - own_words()) == []
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("place", PLACES)
 def test_every_number_of_a_real_run_is_recorded(place: str, finished_run: Path) -> None:
-    printed = numbers(PLACES[place](finished_run))
+    printed = numbers(PLACES[place](finished_run).replace(str(finished_run), ""))
     assert sorted(printed - recorded(finished_run) - own_words()) == []
