@@ -41,7 +41,7 @@ CELLS = {("ukpconvarg1", 4): 400, ("ukpconvarg1", 8): 240, ("wmt_human", 4): 400
 """A set and a K, and how many rankings are used in all."""
 RATES = (3e-4, 1e-3)
 SEEDS = range(5)
-ROUNDS = 5
+ROUNDS = 3
 TIMED = (4, 8)
 MEASURES = ("tau_b", "top1", "accuracy", "log_loss", "log_loss_calibrated")
 RESULTS = REPOSITORY / "benchmarks" / "studies" / "objectives" / "results"
