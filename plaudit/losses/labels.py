@@ -7,9 +7,9 @@ N rated responses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -145,16 +145,26 @@ def labels_of(
     arrays = [*of_responses, *_copy_columns(trees, objective), *pairs, *ties, *own]
     weight_R, length_R, origin_N, copy_N, copied_N, *moved = arrays_to_device(arrays, device)
     size = len(pairs)
+    rest = moved[2 * size :]
     return Labels(
-        pairs=_pairs(moved[:size]),
-        ties=_pairs(moved[size : 2 * size]),
-        rankings=_rankings(moved[2 * size :]) if objective.family == "listwise" else None,
-        ratings=_ratings(moved[2 * size :]) if objective.family == "pointwise" else None,
+        pairs=_record(Pairs, moved[:size]),
+        ties=_record(Pairs, moved[size : 2 * size]),
+        rankings=_record(Rankings, rest) if objective.family == "listwise" else None,
+        ratings=_record(Ratings, rest) if objective.family == "pointwise" else None,
         copies=Copies(origin_N=origin_N, copy_N=copy_N, weight_N=copied_N),
         weight_R=weight_R,
         length_R=length_R,
         count=count_of(trees, objective),
     )
+
+
+Columns = TypeVar("Columns", Pairs, Rankings, Ratings)
+
+
+def _record(kind: type[Columns], tensors: Sequence[Tensor]) -> Columns:
+    """The record of these columns, which stand in the order of its fields."""
+    names = (field.name for field in fields(kind))
+    return kind(**dict(zip(names, tensors, strict=True)))
 
 
 def _starts(trees: Sequence[TokenTree]) -> Iterator[tuple[TokenTree, int]]:
@@ -214,17 +224,6 @@ class _PairColumns:
         return [np.ascontiguousarray(column) for column in (*rows_P2.T, *numbers_P3.T)]
 
 
-def _pairs(moved: Sequence[Tensor]) -> Pairs:
-    winner_P, loser_P, margin_P, weight_P, target_P = moved
-    return Pairs(
-        winner_P=winner_P,
-        loser_P=loser_P,
-        margin_P=margin_P,
-        weight_P=weight_P,
-        target_P=target_P,
-    )
-
-
 def _ranking_columns(trees: Sequence[TokenTree]) -> list[npt.NDArray[Any]]:
     ranked = [(tree, start) for tree, start in _starts(trees) if len(set(tree.grades)) > 1]
     most = max((len(tree.grades) for tree, _ in ranked), default=0)
@@ -240,17 +239,6 @@ def _ranking_columns(trees: Sequence[TokenTree]) -> list[npt.NDArray[Any]]:
     below_CKK &= present_CK[:, None, :] & present_CK[:, :, None]
     weight_C = np.asarray([tree.weight for tree, _ in ranked], np.float32)
     return [rows_CK, present_CK, grades_CK, below_CKK, weight_C]
-
-
-def _rankings(moved: Sequence[Tensor]) -> Rankings:
-    rows_CK, present_CK, grades_CK, below_CKK, weight_C = moved
-    return Rankings(
-        rows_CK=rows_CK,
-        present_CK=present_CK,
-        grades_CK=grades_CK,
-        below_CKK=below_CKK,
-        weight_C=weight_C,
-    )
 
 
 def _rating_columns(trees: Sequence[TokenTree], levels: Sequence[float]) -> list[npt.NDArray[Any]]:
@@ -270,8 +258,3 @@ def _rating_columns(trees: Sequence[TokenTree], levels: Sequence[float]) -> list
         rating_N.astype(np.float32),
         np.asarray(weight, np.float32),
     ]
-
-
-def _ratings(moved: Sequence[Tensor]) -> Ratings:
-    row_N, rating_N, weight_N = moved
-    return Ratings(row_N=row_N, rating_N=rating_N, weight_N=weight_N)

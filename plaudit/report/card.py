@@ -103,7 +103,7 @@ def render_card(folder: Path) -> str:
         evaluations=blocks,
         warnings=highlights.all_warnings(metrics, recalibration),
         not_evaluated=highlights.NOT_EVALUATED,
-        limitations=highlights.limitations(measured=bool(blocks), objective=run.objective),
+        limitations=highlights.limitations(measured=bool(blocks), loss=run.loss),
         hyperparameters=highlights.grouped_hyperparameters(run),
         history=highlights.shown_history(metrics),
         snippet=snippet(run.method, run.chat_template_kind),
@@ -308,7 +308,10 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
         base=base if shared else Path(base).name,
         base_is_hub_id=shared,
         evaluations=blocks,
-        limitations=highlights.limitations(measured=bool(blocks)),
+        limitations=highlights.limitations(
+            measured=bool(blocks),
+            loss=None if card.model.objective is None else card.model.objective.kind,
+        ),
         snippet=snippet("lora" if adapter else "full", card.model.text),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )

@@ -15,11 +15,11 @@ from plaudit.evaluation.schema import (
     RecordedEvaluation,
     RunInfo,
     RunMetrics,
-    RunObjective,
     Slice,
 )
 from plaudit.evaluation.sentences import lower_slices
 from plaudit.evaluation.warning_sentences import about_temperature, recorded_warnings
+from plaudit.recipe.objectives import learns_from
 from plaudit.report.record import Recalibration, evaluations
 
 TITLES: Final = {"test": "test set", "eval": "evaluation set"}
@@ -238,13 +238,16 @@ def grouped_hyperparameters(run: RunInfo) -> dict[str, list[tuple[str, Any]]]:
     return {title: settings for title, settings in groups.items() if settings}
 
 
-def limitations(*, measured: bool, objective: RunObjective | None = None) -> list[str]:
-    """What the numbers do not say, where some were measured, and what a reward model cannot do."""
+def limitations(*, measured: bool, loss: str | None) -> list[str]:
+    """What the numbers do not say, where some were measured, and what a reward model cannot do.
+
+    ``loss`` is the name of the model's objective, None where it is not known.
+    """
     accuracy = (
         "Accuracy is agreement with the labels of the evaluation data. It may differ on other data."
     )
     rewards = "Rewards compare responses to the same prompt, not across prompts or between models."
-    if objective is not None and objective.family == "pointwise":
+    if learns_from(loss) == "ratings":
         accuracy = (
             "Metrics are of the ratings of the evaluation data. They may differ on other data."
         )

@@ -92,7 +92,7 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
         recalibration=recalibration,
         limitations=highlights.limitations(
-            measured=bool(blocks or suites), objective=None if run is None else run.objective
+            measured=bool(blocks or suites), loss=None if run is None else run.loss
         ),
     )
 

@@ -582,6 +582,13 @@ def _about_data(corpus: Corpus, data: DataSection, tokens: TokensSection) -> Ite
             f"margins: {margins.comparisons:,} comparisons, mean {margins.mean:.3g}; the loss "
             "subtracts it from the reward difference (to ignore margins, set loss.margin: ignore)"
         )
+    soft_N = corpus.train.trees.label("soft_label")
+    soft_N = soft_N[soft_N != 1.0]
+    if len(soft_N):
+        yield Text(
+            f"soft labels: {len(soft_N):,} training comparisons, mean {soft_N.mean():.3g} (to"
+            " ignore them, set loss.soft_label: ignore)"
+        )
     if corpus.leaked_prompts:
         yield Text.from_markup(
             f"[bold]{corpus.leaked_prompts:,} evaluation or test comparisons have a prompt that "

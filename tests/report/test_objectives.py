@@ -167,6 +167,8 @@ def test_an_exported_model_has_the_ratings_of_its_source(tmp_path: Path) -> None
     assert "| evaluation | rated responses | MAE (95% CI) |" in text
     assert "Measured on the source model." in text
     assert "| evaluation set | 0 |" not in text
+    assert "Rewards follow the ratings of the training data" in text
+    assert "Rewards compare responses to the same prompt" not in text
 
 
 @pytest.mark.parametrize("kind", RATED)
