@@ -31,6 +31,8 @@ PLACES = {
     "benchmarks/README.md": "results/benchmarks.md",
     "benchmarks/gpu": "results/gpu-check.md",
     "benchmarks/gpu/README.md": "results/gpu-check.md",
+    "benchmarks/studies/objectives": "results/objectives.md",
+    "benchmarks/studies/objectives/README.md": "results/objectives.md",
     "plaudit/recipes": "reference/shipped-recipes.md",
 }
 """Files and folders of the repository, and their pages."""
@@ -41,6 +43,7 @@ CONTENTS = (
     "tests/laws/README.md",
     "benchmarks/README.md",
     "benchmarks/gpu/README.md",
+    "benchmarks/studies/objectives/README.md",
 )
 """Markdown files outside ``docs/`` that are pages of the navigation."""
 
