@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -317,7 +318,20 @@ class RewardModel:
         on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
     ) -> list[FloatArray]:
         """``rewards_K`` of each encoded comparison; ``on_batch`` is called with what is done."""
-        return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
+        outputs = self.metadata.outputs
+        if outputs is None:
+            return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
+        return [outputs.rewards(one) for one in self.output_trees(trees, on_batch=on_batch)]
+
+    def output_trees(
+        self,
+        trees: Sequence[TokenTree],
+        *,
+        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+    ) -> list[FloatArray]:
+        """``outputs_KO`` of each encoded comparison; a single column where the head has one."""
+        forward = partial(self.module, every_output=True)
+        return score_trees(forward, self.batcher, trees, on_batch=on_batch)
 
     def comparison(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -480,7 +494,7 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
         raise ModelError(f"The tokenizer in {path} has no padding token; save it with one.")
     batchers = make_batchers(options.max_tokens_per_microbatch, device, tokenizer.pad_token_id)
     model = choose_layout(
-        patch_modules(network, metadata.reward_transform),
+        patch_modules(network, metadata.reward_transform, metadata.outputs),
         "padded" if metadata.attention == "padded" else "auto",
         packed=batchers["packed"],
         padded=batchers["padded"],

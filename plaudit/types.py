@@ -5,6 +5,7 @@ Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
     B  rows of a batch            T  tokens (of a packed row, or of a padded row)
     D  hidden width               R  responses in a batch, all comparisons together
     K  responses of one comparison
+    O  outputs of the head
     P  ordered pairs (winner, loser) inside a batch
     N  rows of a table            H  attention heads
 """
@@ -235,6 +236,35 @@ class ScoredTokenRule:
 
     rule: Literal["last", "before_trailing_pad", "first_pad"] = "last"
     pad_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What the O outputs of a head are, and the reward that they make.
+
+    An output is a row of the head plus its entry of ``offsets``; the reward is the sum of
+    ``weights * outputs``. The outputs of an ``ensemble`` all estimate the reward: their weights are
+    equal, and their standard deviation is its uncertainty.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    offsets: tuple[float, ...]
+    ensemble: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.weights) == len(self.offsets) > 1:
+            raise TypeError("outputs need one name, weight and offset each")
+
+    def rewards(self, outputs_KO: FloatArray) -> FloatArray:
+        """``rewards_K``: the weighted sum of the outputs of each response."""
+        rewards_K: FloatArray = outputs_KO @ np.asarray(self.weights)
+        return rewards_K
+
+    def spreads(self, outputs_KO: FloatArray) -> FloatArray:
+        """``spreads_K``: the sample standard deviation over the outputs of each response."""
+        spreads_K: FloatArray = np.std(outputs_KO, axis=-1, ddof=1)
+        return spreads_K
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

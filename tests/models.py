@@ -80,12 +80,11 @@ ARCHITECTURE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def tiny_classifier(family: str = "llama", **options: Any) -> PreTrainedModel:
-    """A random one-label classifier in fp32 whose head is not zero."""
+    """A random classifier in fp32, of one label by default, whose head is not zero."""
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,
-        num_labels=1,
-        **{**TINY, **ARCHITECTURE_OPTIONS.get(family, {}), **options},
+        **{"num_labels": 1, **TINY, **ARCHITECTURE_OPTIONS.get(family, {}), **options},
     )
     torch.manual_seed(0)
     # Before 5.23 transformers ran soft-capped models in SDPA, which leaves the soft-cap out.

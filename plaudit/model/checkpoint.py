@@ -27,7 +27,7 @@ from plaudit.storage.manifest import (
     write_model_manifest,
 )
 from plaudit.storage.model_files import tensor_names
-from plaudit.types import Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
+from plaudit.types import Outputs, Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -93,8 +93,8 @@ class CheckpointMetadata:
 
     ``rendering``, ``scored_token``, ``reward_transform`` and ``output`` have their defaults unless
     the model was imported; ``origin`` then says from where. An ``offset`` is also that of a model
-    trained on ratings, whose rewards start at their mean. ``objective`` is None where nothing is
-    known of the training.
+    trained on ratings, whose rewards start at their mean. ``outputs`` is None for a head with one
+    output; ``objective`` is None where nothing is known of the training.
     """
 
     kind: Literal["adapter", "full"]
@@ -118,6 +118,7 @@ class CheckpointMetadata:
     scored_token: ScoredTokenRule = field(default_factory=ScoredTokenRule)
     reward_transform: RewardTransform = field(default_factory=RewardTransform)
     output: Output | None = None
+    outputs: Outputs | None = None
     origin: Origin | None = None
     objective: TrainedObjective | None = None
     format: int = FORMAT
@@ -347,6 +348,7 @@ _RECORDS: dict[str, type] = {
     "origin": Origin,
     "temperature_fit": TemperatureFit,
     "objective": TrainedObjective,
+    "outputs": Outputs,
 }
 
 
@@ -410,12 +412,18 @@ def load_network(
         revision=None if metadata.kind == "full" else metadata.base_revision,
         dtype=dtype,
         trust_remote_code=metadata.trust_remote_code,
+        outputs=() if metadata.outputs is None else metadata.outputs.names,
     )
     assert isinstance(tokenizer.pad_token_id, int)
-    network = load_base(request, pad_id=tokenizer.pad_token_id).network
+    loaded = load_base(request, pad_id=tokenizer.pad_token_id)
     if metadata.kind == "adapter":
-        network = _attach_adapter(network, folder)
-    return network, tokenizer
+        return _attach_adapter(loaded.network, folder), tokenizer
+    if metadata.outputs is not None and loaded.fresh_head:
+        raise ModelError(
+            f"{folder} has no head with the {len(metadata.outputs.names)} outputs that its"
+            f" {METADATA_FILE} names; restore it from a backup."
+        )
+    return loaded.network, tokenizer
 
 
 def _attach_adapter(network: nn.Module, folder: Path) -> nn.Module:

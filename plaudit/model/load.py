@@ -77,6 +77,8 @@ class BaseRequest:
     """Where a base is quantized: each rank does it on its own device."""
     head_init: Literal["zero", "normal"] = "zero"
     trust_remote_code: bool = False
+    outputs: tuple[str, ...] = ()
+    """Names of the outputs of a head that has several; a head of another shape is replaced."""
     foreign_head: bool = False
     """The caller sets the head: what the files hold under its name may be of another shape."""
 
@@ -142,7 +144,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, asked: str | None, base
 
 
 def load_config(request: BaseRequest) -> Any:
-    """The base's configuration for one label, every dropout off.
+    """The base's configuration for one label or the outputs asked for, every dropout off.
 
     Raises:
         ModelError: no readable configuration there.
@@ -152,13 +154,16 @@ def load_config(request: BaseRequest) -> Any:
             request.base,
             revision=request.revision,
             trust_remote_code=request.trust_remote_code,
-            num_labels=1,
+            num_labels=max(1, len(request.outputs)),
         )
     except LIBRARY_ERRORS as error:
         raise ModelError(
             f"{no_config(request.base, first_line(error))}; model.base must be a transformers "
             "model folder or a Hub id."
         ) from None
+    if request.outputs:
+        config.id2label = dict(enumerate(request.outputs))
+        config.label2id = {name: number for number, name in enumerate(request.outputs)}
     for name, value in vars(config).items():
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):
@@ -247,7 +252,7 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
                 revision=request.revision,
                 trust_remote_code=request.trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=request.foreign_head,
+                ignore_mismatched_sizes=request.foreign_head or bool(request.outputs),
                 **options,
             )
     except LIBRARY_ERRORS as error:

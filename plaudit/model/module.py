@@ -3,7 +3,7 @@
 Call it always through the object accelerate wrapped. Calling the backbone inside bypasses DDP,
 and two ranks then differ without an error.
 
-Shapes: B rows, T tokens, D hidden width, R responses.
+Shapes: B rows, T tokens, D hidden width, R responses, O outputs of the head.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from plaudit.types import Batch, RewardTransform
+from plaudit.types import Batch, Outputs, RewardTransform
 
 
 class RewardModule(nn.Module):
-    """A sequence classifier with one label as a reward model.
+    """A sequence classifier as a reward model: one label, or several outputs that make the reward.
 
     ``network`` is what ``AutoModelForSequenceClassification`` built, or PEFT's wrapper of it; it
     keeps its own names, so what is saved from it loads in plain transformers.
@@ -26,13 +26,23 @@ class RewardModule(nn.Module):
 
     # A PreTrainedModel or PEFT's wrapper of one: they share these methods, but no type.
     network: Any
+    weights_O: Tensor
+    offsets_O: Tensor
 
     def __init__(
-        self, network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+        self,
+        network: nn.Module,
+        reward_transform: RewardTransform = RewardTransform(),
+        outputs: Outputs | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.reward_transform = reward_transform
+        self.outputs = outputs
+        if outputs is not None:
+            for name in ("weights", "offsets"):
+                numbers_O = torch.tensor(getattr(outputs, name), dtype=torch.float32)
+                self.register_buffer(f"{name}_O", numbers_O, persistent=False)
 
     @property
     def config(self) -> Any:
@@ -48,15 +58,24 @@ class RewardModule(nn.Module):
         embeddings: nn.Module = classifier(self.network).get_input_embeddings()
         return embeddings
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, *, every_output: bool = False) -> Tensor:
         """``scores_R`` in fp32, one per response of the batch, in order.
 
-        An imported model's bias or normalisation enters here and nowhere else.
+        An imported model's bias or normalisation enters here and nowhere else. With
+        ``every_output``, ``outputs_RO`` instead: all that the reward is made of, which is the
+        reward itself where the head has one output.
         """
-        return self.raw(batch) * self.reward_transform.scale + self.reward_transform.offset
+        outputs_RO = self.raw(batch) * self.reward_transform.scale + self.reward_transform.offset
+        if self.outputs is not None:
+            outputs_RO = outputs_RO + self.offsets_O
+        return outputs_RO if every_output else self.gate(outputs_RO)
+
+    def gate(self, outputs_RO: Tensor) -> Tensor:
+        """``scores_R``: the reward that the outputs of each response make."""
+        return outputs_RO.squeeze(-1) if self.outputs is None else outputs_RO @ self.weights_O
 
     def raw(self, batch: Batch) -> Tensor:
-        """``scores_R`` in fp32 as the head alone gives them."""
+        """``outputs_RO`` in fp32 as the head alone gives them."""
         raise NotImplementedError
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
@@ -114,8 +133,8 @@ class DecoderRewardModule(RewardModule):
     def raw(self, batch: Batch) -> Tensor:
         hidden_RD = self.hidden(batch)
         with torch.autocast(device_type=hidden_RD.device.type, enabled=False):
-            scores_R1 = classifier(self.network).score(hidden_RD.float())
-        return scores_R1.squeeze(-1)  # type: ignore[no-any-return]
+            outputs_RO: Tensor = classifier(self.network).score(hidden_RD.float())
+        return outputs_RO
 
     def hidden(self, batch: Batch) -> Tensor:
         """``hidden_RD``: the body's final state at each scored token."""
@@ -132,8 +151,8 @@ class EncoderRewardModule(RewardModule):
     """A bidirectional encoder with its own classification head; padded batches only."""
 
     def raw(self, batch: Batch) -> Tensor:
-        logits_R1 = classifier(self.network)(**batch.body_inputs()).logits
-        return logits_R1.squeeze(-1).float()  # type: ignore[no-any-return]
+        logits_RO: Tensor = classifier(self.network)(**batch.body_inputs()).logits
+        return logits_RO.float()
 
 
 def classifier(network: Any) -> Any:
@@ -149,8 +168,10 @@ def has_score_head(network: nn.Module) -> bool:
 
 
 def as_reward_module(
-    network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+    network: nn.Module,
+    reward_transform: RewardTransform = RewardTransform(),
+    outputs: Outputs | None = None,
 ) -> RewardModule:
     """The module that fits a classifier: decoder with a ``score`` head, or encoder."""
     kind = DecoderRewardModule if has_score_head(network) else EncoderRewardModule
-    return kind(network, reward_transform)
+    return kind(network, reward_transform, outputs)

@@ -22,7 +22,7 @@ from plaudit.model.fast.fused import fuse_layers
 from plaudit.model.fast.last_layer import is_compiled, narrow_last_layer
 from plaudit.model.fast.lora import fuse_lora
 from plaudit.model.module import DecoderRewardModule, RewardModule, as_reward_module, classifier
-from plaudit.types import Batch, Batcher, RewardTransform, TokenTree
+from plaudit.types import Batch, Batcher, Outputs, RewardTransform, TokenTree
 
 logger = logging.getLogger("plaudit")
 
@@ -87,7 +87,9 @@ class Prepared:
 
 
 def patch_modules(
-    network: nn.Module, reward_transform: RewardTransform = RewardTransform()
+    network: nn.Module,
+    reward_transform: RewardTransform = RewardTransform(),
+    outputs: Outputs | None = None,
 ) -> RewardModule:
     """The classifier as a reward module, its norms, attentions, LoRA and last layer patched."""
     if classifier(network) is not network:
@@ -97,7 +99,8 @@ def patch_modules(
     if not is_compiled(body):
         fuse_layers(body)
         narrow_last_layer(body)
-    return as_reward_module(network, reward_transform)
+    module = as_reward_module(network, reward_transform, outputs)
+    return module.to(next(body.parameters()).device) if outputs is not None else module
 
 
 def choose_layout(

@@ -50,6 +50,7 @@ def score_trees(
 ) -> list[FloatArray]:
     """Scores of each tree's responses, in the order of ``trees``.
 
+    ``forward`` gives ``scores_R``, or ``outputs_RO``; each result then has a row per response.
     Equal token sequences, in one tree or in several, are computed once and have one score.
     """
     distinct = distinct_trees(trees)
