@@ -167,10 +167,12 @@ class Comparison:
     ``grades`` is the known standing of each response, higher is better (a pair: chosen 1.0,
     rejected 0.0); empty when nothing is known (rows to be scored). ``rated`` says that a grade
     means something by itself (a rating, or 1 and 0 for good and bad) and not only by its order.
-    ``soft_label`` is the share of annotators who prefer the better response of a pair. ``group``
-    names the prompt: rows with equal groups never stand on both sides of a split. Prompt and
-    responses are of one kind, all text or all messages. ``unusable`` is the name of a reason why
-    its reader found it unfit for training; for :data:`MEDIA` it is not scored either.
+    ``soft_label`` is the share of annotators who prefer the better response of a pair.
+    ``attributes`` are named ratings (helpfulness, verbosity): for each, one number per response,
+    None where it is missing. ``group`` names the prompt: rows with equal groups never stand on both
+    sides of a split. Prompt and responses are of one kind, all text or all messages. ``unusable``
+    is the name of a reason why its reader found it unfit for training; for :data:`MEDIA` it is not
+    scored either.
     """
 
     id: str
@@ -184,6 +186,7 @@ class Comparison:
     weight: float = 1.0
     soft_label: float | None = None
     rated: bool = False
+    attributes: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     tools: tuple[JsonObject, ...] | None = None
     chat_template_kwargs: JsonObject = field(default_factory=dict)
     metadata: JsonObject = field(default_factory=dict)
@@ -311,10 +314,10 @@ class TokenTree:
     """A comparison as tokens: the shared prefix once, then each response's own branch.
 
     ``prefix`` + ``branches[k]`` is the k-th fully encoded conversation; every branch has at least
-    one token, and the last token of a branch is the scored one. Branches behind those of the grades
-    are rewritten copies: ``copies`` has the number of the original of each. ``truncated``
-    counts the prompt tokens cut to fit, ``truncated_responses`` the responses that lost their end
-    to fit.
+    one token, and the last token of a branch is the scored one. The last branches are rewritten
+    copies, without grades and attributes: ``copies`` has the number of the original of each.
+    ``truncated`` counts the prompt tokens cut to fit, ``truncated_responses`` the responses that
+    lost their end to fit.
     """
 
     index: int
@@ -325,6 +328,7 @@ class TokenTree:
     weight: float = 1.0
     soft_label: float = 1.0
     rated: bool = False
+    attributes: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     copies: tuple[int, ...] = ()
     truncated: int = 0
     truncated_responses: int = 0

@@ -82,6 +82,7 @@ def decode(text: bytes | npt.NDArray[np.uint8]) -> Comparison:
     values["prompt"] = _turns(values["prompt"])
     values["responses"] = tuple(map(_turns, values["responses"]))
     values["grades"] = tuple(values["grades"])
+    values["attributes"] = {name: tuple(some) for name, some in values["attributes"].items()}
     if values["tools"] is not None:
         values["tools"] = tuple(values["tools"])
     return Comparison(**values)

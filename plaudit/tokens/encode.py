@@ -236,6 +236,7 @@ def grow_tree(
         weight=comparison.weight,
         soft_label=1.0 if comparison.soft_label is None else comparison.soft_label,
         rated=comparison.rated,
+        attributes=comparison.attributes,
         truncated=cut.prompt_tokens,
         truncated_responses=cut.responses,
     )

@@ -57,6 +57,7 @@ _SCHEMA = pa.schema(
         ("weight", pa.float64()),
         ("soft_label", pa.float64()),
         ("rated", pa.int8()),
+        ("attributes", pa.string()),  # JSON; empty where there are none
         ("copies", pa.list_(pa.int32())),
         # For facts about all rows, which must not walk all ids.
         ("packed", pa.int64()),
@@ -67,7 +68,8 @@ _SCHEMA = pa.schema(
 )
 
 _NOTHING: dict[str, Any] = {
-    field.name: [] if pa.types.is_list(field.type) else 0 for field in _SCHEMA
+    field.name: [] if pa.types.is_list(field.type) else "" if field.type == pa.string() else 0
+    for field in _SCHEMA
 }
 
 
@@ -120,6 +122,7 @@ class StoredTrees(StoredRows[TokenTree]):
             weight=float(table.number("weight", row)),
             soft_label=self._label(table, row, "soft_label"),
             rated=bool(table.number("rated", row)),
+            attributes=_attributes(table.text("attributes", row)),
             copies=tuple(table.items("copies", row).tolist()),
             truncated=int(table.number("truncated", row)),
             truncated_responses=int(table.number("truncated_responses", row)),
@@ -127,6 +130,11 @@ class StoredTrees(StoredRows[TokenTree]):
 
     def _label(self, table: MappedTable, row: int, name: str) -> float:
         return _WITHOUT[name] if name in self.ignored else float(table.number(name, row))
+
+
+def _attributes(text: str) -> Mapping[str, tuple[float | None, ...]]:
+    plain = json.loads(text) if text else {}
+    return {name: tuple(numbers) for name, numbers in plain.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +367,7 @@ def _columns(outcome: TokenTree | Skipped) -> dict[str, Any]:
         "weight": outcome.weight,
         "soft_label": outcome.soft_label,
         "rated": int(outcome.rated),
+        "attributes": json.dumps(dict(outcome.attributes)) if outcome.attributes else "",
         "copies": list(outcome.copies),
         "packed": outcome.tokens,
         "separate": sum(outcome.lengths),

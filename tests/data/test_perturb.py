@@ -110,9 +110,10 @@ def test_perturbations_for_english_leave_other_languages_alone_and_are_counted(
 
 def test_scores_of_the_old_pair_are_not_those_of_the_new() -> None:
     old = {"strength": 2.0, "score_chosen": 8.5, "score_rejected": 3.0, "topic": "files"}
-    given = replace(ROWS[0], metadata=old, margin=2.0, soft_label=0.6, rated=True)
+    rated = {"clear": (4.0, None)}
+    given = replace(ROWS[0], metadata=old, margin=2.0, soft_label=0.6, rated=True, attributes=rated)
     (pair,) = perturb([given], choose_perturbations(["reversed_meaning"]), seed=3).comparisons
-    assert (pair.margin, pair.soft_label, pair.rated) == (None, None, False)
+    assert (pair.margin, pair.soft_label, pair.rated, pair.attributes) == (None, None, False, {})
     assert set(pair.metadata) == {"topic", "subset", "kind", "severity"}
 
 

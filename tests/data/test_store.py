@@ -29,7 +29,7 @@ from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.storage import fork_pool
-from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE
+from plaudit.storage.arrow import BATCH_ROWS, CACHE_VARIABLE, cached
 from plaudit.tokens import store
 from plaudit.tokens.encode import Encoder, encode, why_untrainable
 from plaudit.types import Comparison, Message, Rendering, Skipped, TokenTree
@@ -70,7 +70,7 @@ def assert_same(trees: Iterator[TokenTree], expected: list[TokenTree]) -> None:
         assert ours.prefix.tolist() == theirs.prefix.tolist()
         assert [b.tolist() for b in ours.branches] == [b.tolist() for b in theirs.branches]
         assert ours.prefix.dtype == theirs.prefix.dtype == np.int32
-        rest = ("grades", "margin", "weight", "truncated", "lengths")
+        rest = ("grades", "margin", "weight", "attributes", "copies", "truncated", "lengths")
         assert [getattr(ours, name) for name in rest] == [getattr(theirs, name) for name in rest]
 
 
@@ -103,6 +103,11 @@ MESSAGES = st.lists(
         where=TEXT,
         margin=st.none() | st.floats(allow_nan=False),
         weight=st.floats(0.1, 9),
+        attributes=st.dictionaries(
+            TEXT,
+            st.lists(st.none() | st.floats(allow_nan=False), max_size=2).map(tuple),
+            max_size=2,
+        ),
         tools=st.none() | st.lists(st.dictionaries(TEXT, JSON), min_size=1).map(tuple),
         chat_template_kwargs=st.dictionaries(TEXT, JSON, max_size=2),
         metadata=st.dictionaries(TEXT, TEXT | st.floats(allow_nan=False), max_size=2),
@@ -144,6 +149,41 @@ def test_stored_is_what_reading_and_encoding_give(
         ("largest_id", lambda tree: max(map(max, (tree.prefix, *tree.branches)))),
     ):
         assert found.trees.column(name).tolist() == [of_tree(tree) for tree in found.trees]
+
+
+ATTRIBUTES = {"clear": (4.0, None, 0.1), "max length/ü": (1e-300, -3.0, None)}
+
+
+def test_attributes_stay_with_their_responses(folder: Path, encoder: Encoder) -> None:
+    """Through the store, a part, a cut of the prompt, and beside a copy, which has none."""
+    answer = (Message(role="assistant", content="It isn't so, because it does not."),)
+    rated = Comparison(
+        id="a",
+        prompt=(Message(role="user", content="why " * 50),),
+        responses=(answer, *((Message(role="assistant", content=text),) for text in "bc")),
+        grades=(3.0, 2.0, 1.0),
+        group="0" * 16,
+        source="s",
+        where="s:1",
+        attributes=ATTRIBUTES,
+    )
+    plain = replace(rated, id="b", group="1" * 16, attributes={})
+
+    def build(path: Path) -> dict[str, Any]:
+        comparison_store.write_comparisons(path, [plain, rated, rated])
+        return {}
+
+    stored = StoredComparisons([cached("comparisons", {"of": "test"}, build)])
+    assert [one.attributes for one in stored] == [{}, ATTRIBUTES, ATTRIBUTES]
+    long = replace(encoder, truncation="left")
+    cut = store.encode_rows(long, stored).of(stored.take(np.array([0, 2])))
+    assert [tree.attributes for tree in cut.trees] == [{}, ATTRIBUTES]
+    assert all(tree.truncated for tree in cut.trees)
+    whole = replace(encoder, max_length=999)
+    copied = store.encode_rows(whole, stored, copy_seed=1).of(stored).trees
+    assert [tree.attributes for tree in copied] == [{}, ATTRIBUTES, ATTRIBUTES]
+    assert all(tree.copies and len(tree.branches) == 4 for tree in copied)
+    assert not any(tree.attributes for tree in copied.take(slice(0, 1)))
 
 
 def test_workers_give_the_same_files(

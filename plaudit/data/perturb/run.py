@@ -150,6 +150,7 @@ def _pair(comparison: Comparison, text: str, perturbation: Perturbation) -> Comp
         margin=None,
         soft_label=None,
         rated=False,
+        attributes={},
         metadata={
             **{name: v for name, v in comparison.metadata.items() if name not in _OF_THE_REJECTED},
             "subset": perturbation.name,
@@ -337,7 +338,7 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
     unperturbed = (best, worst) if ordered else (best,)
     responses = (*unperturbed, *(with_text(best, new) for new in applied.values()))
     return PerturbationTest(
-        comparison=replace(comparison, responses=responses, grades=(), margin=None),
+        comparison=replace(comparison, responses=responses, grades=(), margin=None, attributes={}),
         perturbations=tuple((perturbation.kind, perturbation.name) for perturbation in applied),
         ordered=ordered,
         language=context.language,
