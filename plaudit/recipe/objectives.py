@@ -55,13 +55,25 @@ class Objective:
     shares_over: Literal["ordered_pairs", "all_pairs"] = "ordered_pairs"
 
     @property
+    def reads(self) -> frozenset[str]:
+        """The keys of the recipe's ``loss`` section that it reads."""
+        own = self.options | EVERY_OBJECTIVE
+        return own | OF_OUTPUTS if self.learned is None else own
+
+    @property
     def item(self) -> str:
         """What the formula is the loss of."""
         return "comparison" if self.shares_over == "all_pairs" else ITEMS[self.family]
 
 
-EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm", "consistency"})
+EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm", "consistency", "heads"})
 """Keys of the ``loss`` section that every objective reads."""
+
+OF_OUTPUTS: Final = frozenset({"outputs", "gate"})
+"""Keys of the ``loss`` section that objectives read which learn nothing beside the model."""
+
+PREFERENCE: Final = "preference"
+"""The output that learns a comparison's own order or rating, where no attribute has this name."""
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {
     "bradley_terry": Objective(

@@ -369,10 +369,10 @@ def _model_contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 def _loss_contradictions(recipe: Recipe) -> Iterator[Problem]:
     loss = recipe.loss
-    read = OBJECTIVES[loss.kind].options | EVERY_OBJECTIVE
+    read = OBJECTIVES[loss.kind].reads
     for name in sorted(loss.model_fields_set - read):
         if getattr(loss, name) != type(loss).model_fields[name].default:
-            users = [kind for kind, row in OBJECTIVES.items() if name in row.options]
+            users = [kind for kind, row in OBJECTIVES.items() if name in row.reads]
             yield Problem(
                 ("loss", name),
                 f"`loss.{name}` is {shown(getattr(loss, name))}, but `loss.kind` is {loss.kind!r},"
@@ -383,6 +383,40 @@ def _loss_contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("loss", "tie_parameter"),
             f"`loss.tie_parameter` is {fixed:g}, but rao_kupper's theta must be above 1.",
+        )
+    yield from _output_contradictions(loss)
+
+
+def _output_contradictions(loss: LossSection) -> Iterator[Problem]:
+    names = loss.outputs
+    if loss.heads and names:
+        yield Problem(
+            ("loss", "heads"),
+            "`loss.heads` and `loss.outputs` both say what the outputs of the head are; keep one.",
+        )
+    if len(names) == 1 or len(set(names)) < len(names):
+        yield Problem(
+            ("loss", "outputs"),
+            f"`loss.outputs` is {shown(list(names))}, but must be at least two different names; for"
+            " one attribute, map its column to the rating with `columns` of the data source.",
+        )
+    if names and loss.length == "residual":
+        yield Problem(
+            ("loss", "length"),
+            "`loss.length` is 'residual', which fits one weight of the length, but `loss.outputs`"
+            " has several outputs; remove one of them.",
+        )
+    if loss.gate != "mean" and not names:
+        yield Problem(
+            ("loss", "gate"),
+            f"`loss.gate` is {shown(loss.gate)}, but there is no `loss.outputs` to make a reward"
+            " of; set outputs, or remove gate.",
+        )
+    elif not isinstance(loss.gate, str) and set(loss.gate) != set(names):
+        yield Problem(
+            ("loss", "gate"),
+            f"`loss.gate` has weights for {either(sorted(loss.gate)) if loss.gate else 'nothing'},"
+            f" but `loss.outputs` is {shown(list(names))}; set one weight for each.",
         )
 
 

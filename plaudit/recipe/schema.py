@@ -245,6 +245,15 @@ class LossSection(Section):
     """How likely ties are: nu of davidson or theta (above 1) of rao_kupper; learned fits it."""
     huber_delta: Annotated[float, Field(gt=0)] = 1.0
     """Error at which the huber loss becomes linear, in units of the rating."""
+    outputs: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Names of attributes of the data, at least two: the head gets an output for each, which learns
+    it. preference is the order or rating of the row itself."""
+    gate: Literal["mean", "learned"] | dict[str, float] = "mean"
+    """How outputs make the reward: their mean, a mapping of weights, or weights that are learned
+    from the order of the rows, and not from their attributes."""
+    heads: Annotated[int, Field(ge=2)] | None = None
+    """Number of outputs that all learn the reward, each from a bootstrap sample of the comparisons;
+    their mean is the reward and their standard deviation its uncertainty."""
 
 
 class EvaluateSection(Section):
