@@ -6,6 +6,7 @@ N rated responses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -105,11 +106,12 @@ def ordered_pairs(grades: Sequence[float]) -> list[tuple[int, int]]:
 
 def is_usable(tree: TokenTree, objective: Objective) -> bool:
     """Whether an objective learns from a tree. A dummy tree has nothing to learn from."""
-    if objective.learns_from == "ratings" and tree.rated and tree.grades:
+    known = [grade for grade in tree.grades if not math.isnan(grade)]
+    if objective.learns_from == "ratings" and tree.rated and known:
         return True
     if objective.learns_from == "order_and_ties":
-        return len(tree.grades) > 1
-    return len(set(tree.grades)) > 1
+        return len(known) > 1
+    return len(set(known)) > 1
 
 
 def count_of(trees: Sequence[TokenTree], objective: Objective) -> float:
@@ -126,14 +128,17 @@ def labels_of(
 ) -> Labels:
     """The labels of a batch as tensors, in one copy to ``device``.
 
-    A comparison's weight is shared among its pairs, or among its rated responses. ``levels`` are
-    the ratings of an objective that learns levels, in ascending order.
+    A comparison's weight is shared among its pairs, or among its rated responses; a response whose
+    grade is NaN has no part in it. ``levels`` are the ratings of an objective that learns levels,
+    in ascending order.
     """
     shares: list[float] = []
     for tree in trees:
-        share = tree.weight / len(tree.grades) if is_usable(tree, objective) else 0.0
-        own_size = len(tree.branches) - len(tree.copies)
-        shares += [share] * own_size + [0.0] * len(tree.copies)
+        known = [not math.isnan(grade) for grade in tree.grades]
+        share = tree.weight / sum(known) if is_usable(tree, objective) else 0.0
+        # A tree without grades, and copies, have none.
+        shares += [share * one for one in known]
+        shares += [0.0] * (len(tree.branches) - len(known))
     pairs, ties = _pair_columns(trees, objective)
     own: list[npt.NDArray[Any]] = []
     if objective.family == "listwise":
@@ -198,7 +203,9 @@ def _pair_columns(
         ties: list[tuple[int, int]] = []
         if objective.learns_from == "order_and_ties":
             ties = [(i, j) for i, j in every if tree.grades[i] == tree.grades[j]]
-        share = len(every) if objective.shares_over == "all_pairs" else len(order) + len(ties)
+        known = sum(not math.isnan(grade) for grade in tree.grades)
+        every_pair = objective.shares_over == "all_pairs"
+        share = math.comb(known, 2) if every_pair else len(order) + len(ties)
         # Ratings teach more than the order that they imply.
         by_rating = objective.learns_from == "ratings" and tree.rated
         weight = 0.0 if by_rating or not share else tree.weight / share
@@ -225,7 +232,7 @@ class _PairColumns:
 
 
 def _ranking_columns(trees: Sequence[TokenTree]) -> list[npt.NDArray[Any]]:
-    ranked = [(tree, start) for tree, start in _starts(trees) if len(set(tree.grades)) > 1]
+    ranked = [(tree, start) for tree, start in _starts(trees) if ordered_pairs(tree.grades)]
     most = max((len(tree.grades) for tree, _ in ranked), default=0)
     shape = (len(ranked), most)
     rows_CK, grades_CK = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
@@ -233,8 +240,9 @@ def _ranking_columns(trees: Sequence[TokenTree]) -> list[npt.NDArray[Any]]:
     for number, (tree, start) in enumerate(ranked):
         size = len(tree.grades)
         rows_CK[number, :size] = np.arange(start, start + size)
-        grades_CK[number, :size] = tree.grades
-        present_CK[number, :size] = True
+        known_K = ~np.isnan(tree.grades)
+        grades_CK[number, :size] = np.where(known_K, tree.grades, 0.0)
+        present_CK[number, :size] = known_K
     below_CKK = grades_CK[:, None, :] < grades_CK[:, :, None]
     below_CKK &= present_CK[:, None, :] & present_CK[:, :, None]
     weight_C = np.asarray([tree.weight for tree, _ in ranked], np.float32)
@@ -246,10 +254,11 @@ def _rating_columns(trees: Sequence[TokenTree], levels: Sequence[float]) -> list
     rating: list[float] = []
     weight: list[float] = []
     for tree, start in _starts(trees):
-        if tree.rated:
-            rows += range(start, start + len(tree.grades))
-            rating += tree.grades
-            weight += [tree.weight / len(tree.grades)] * len(tree.grades)
+        known = [k for k, grade in enumerate(tree.grades) if not math.isnan(grade)]
+        if tree.rated and known:
+            rows += [start + k for k in known]
+            rating += [tree.grades[k] for k in known]
+            weight += [tree.weight / len(known)] * len(known)
     rating_N = np.asarray(rating, np.float64)
     if levels:
         rating_N = np.searchsorted(np.asarray(levels), rating_N).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The loss of a run: an objective with the recipe's options, and where training starts.
+"""The loss of one output: an objective with the recipe's options, and where training starts.
 
 What an objective learns beside the model (a tie parameter, thresholds) starts at its maximum
 likelihood where all rewards are equal, as they are under a new reward head.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -111,6 +111,10 @@ class Loss:
             total = total + self.options.consistency * (copies.weight_N * apart_N**2).sum()
         return Summed(total, labels.count)
 
+    def of_learned(self, scores_R: Tensor, labels: Labels, learned_C: Tensor) -> Tensor:
+        """The sum that the learned parameters minimise, which is this loss."""
+        return self(scores_R, labels, learned_C).total
+
 
 def find_function(kind: str) -> Callable[..., Any]:
     """The function of an objective, which has its name in the module of its family."""
@@ -120,7 +124,20 @@ def find_function(kind: str) -> Callable[..., Any]:
     return function
 
 
-class LearnedParameters:
+Said = TypeVar("Said", contravariant=True)
+
+
+class LearnsBeside(Protocol[Said]):
+    """A loss with parameters of its own; ``Said`` are its labels."""
+
+    @property
+    def options(self) -> LossSection: ...
+
+    def of_learned(self, scores: Tensor, labels: Said, learned_C: Tensor, /) -> Tensor:
+        """The sum that they minimise."""
+
+
+class LearnedParameters(Generic[Said]):
     """What an objective learns beside the model: a few numbers, the same on every rank.
 
     They are no weights of the network: their gradient comes from the scores alone, so nothing of
@@ -130,7 +147,9 @@ class LearnedParameters:
 
     LEARNING_RATE = 0.01
 
-    def __init__(self, loss: Loss, start: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self, loss: LearnsBeside[Said], start: Sequence[float], device: torch.device
+    ) -> None:
         self.loss = loss
         self.value_C = torch.tensor(start, dtype=torch.float32, device=device)
         own = [True] * len(start)
@@ -145,13 +164,13 @@ class LearnedParameters:
         """Forget the gradient of the step so far."""
         self._gradient_C.zero_()
 
-    def accumulate(self, scores_R: Tensor, labels: Labels, scale: float) -> None:
-        """Add the gradient of a batch's loss, times ``scale``."""
+    def accumulate(self, scores: Tensor, labels: Said, scale: float) -> None:
+        """Add the gradient of a batch's loss, times ``scale``; ``scores`` get none."""
         if self.fixed:
             return
         with torch.enable_grad():
             learned_C = self.value_C.clone().requires_grad_()
-            total = self.loss(scores_R.detach(), labels, learned_C).total
+            total = self.loss.of_learned(scores.detach(), labels, learned_C)
             (gradient_C,) = torch.autograd.grad(total, learned_C)
         self._gradient_C += torch.where(self._learns_C, gradient_C * scale, 0.0)
 
@@ -200,9 +219,13 @@ def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
             return Start(learned=own)
         weight, unit = _length_weight(trees)
         return Start(learned=(*own, weight), length_unit=unit)
-    rated = [tree for tree in trees if tree.rated]
-    rating_N = np.asarray([y for tree in rated for y in tree.grades], np.float64)
-    weight_N = np.asarray([tree.weight / len(tree.grades) for tree in rated for _ in tree.grades])
+    known = [
+        (tree.weight, [grade for grade in tree.grades if not math.isnan(grade)])
+        for tree in trees
+        if tree.rated
+    ]
+    rating_N = np.asarray([y for _, grades in known for y in grades], np.float64)
+    weight_N = np.asarray([weight / len(grades) for weight, grades in known for _ in grades])
     if options.kind == "ordinal":
         levels, level_N = np.unique(rating_N, return_inverse=True)
         learned = _thresholds(np.bincount(level_N, weight_N).astype(np.float64))

@@ -252,6 +252,16 @@ def read_objective(folder: Path) -> TrainedObjective | None:
     return _read_metadata_file(folder).objective if recorded else None
 
 
+def read_outputs(folder: Path) -> Outputs | None:
+    """The outputs of the model in ``folder``; None for a head with one.
+
+    Raises:
+        ModelError: ``plaudit.json`` is damaged.
+    """
+    recorded = (folder / METADATA_FILE).is_file()
+    return _read_metadata_file(folder).outputs if recorded else None
+
+
 def _unfinished(folder: Path, run: Path | None) -> str | None:
     """What is still to come for a model of a run that has not ended."""
     if ((run or folder) / "metrics.json").is_file():

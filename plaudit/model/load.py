@@ -161,9 +161,6 @@ def load_config(request: BaseRequest) -> Any:
             f"{no_config(request.base, first_line(error))}; model.base must be a transformers "
             "model folder or a Hub id."
         ) from None
-    if request.outputs:
-        config.id2label = dict(enumerate(request.outputs))
-        config.label2id = {name: number for number, name in enumerate(request.outputs)}
     for name, value in vars(config).items():
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):
@@ -267,6 +264,11 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     mismatched = _mismatched_heads(request.base, head_name, info["mismatched_keys"])
     missing = frozenset(info["missing_keys"]) | mismatched
     fresh_head = f"{head_name}.weight" in missing
+    if request.outputs and tuple(network.config.id2label.values()) != request.outputs:
+        # As many outputs of other names, such as the classes of a classifier.
+        fresh_head = True
+        network.config.id2label = dict(enumerate(request.outputs))
+        network.config.label2id = {name: number for number, name in enumerate(request.outputs)}
     if fresh_head:
         init_head(head, request.head_init)
     for name in head_modules(network):

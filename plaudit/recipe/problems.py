@@ -21,8 +21,16 @@ from typing_extensions import is_typeddict
 
 from plaudit import registry
 from plaudit.errors import RecipeError, nearest
-from plaudit.recipe.objectives import EVERY_OBJECTIVE, OBJECTIVES
-from plaudit.recipe.schema import HF_KEYS, MANAGED, NAMES, Recipe, Section, Source
+from plaudit.recipe.objectives import OBJECTIVES
+from plaudit.recipe.schema import (
+    HF_KEYS,
+    MANAGED,
+    NAMES,
+    LossSection,
+    Recipe,
+    Section,
+    Source,
+)
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The way to a key: names of sections and keys, numbers of list entries."""
@@ -397,8 +405,7 @@ def _output_contradictions(loss: LossSection) -> Iterator[Problem]:
     if len(names) == 1 or len(set(names)) < len(names):
         yield Problem(
             ("loss", "outputs"),
-            f"`loss.outputs` is {shown(list(names))}, but must be at least two different names; for"
-            " one attribute, map its column to the rating with `columns` of the data source.",
+            f"`loss.outputs` is {shown(list(names))}, but must be at least two different names.",
         )
     if names and loss.length == "residual":
         yield Problem(

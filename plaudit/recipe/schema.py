@@ -65,8 +65,9 @@ class ModelSection(Section):
     attention: Literal["auto", "packed", "padded"] = "auto"
     """packed computes each prompt once, padded uses one row per response, and auto uses packed
     where it gives the same scores."""
-    head_init: Literal["zero", "normal"] = "zero"
-    """Initial weights of a new reward head: zeros, or a normal distribution."""
+    head_init: Literal["zero", "normal"] | None = None
+    """Initial weights of a new reward head: zeros, or a normal distribution. Default: zero, and
+    normal with loss.heads, which would start equal."""
     head_learning_rate: Annotated[float, Field(ge=0)] | None = None
     """Learning rate of the reward head. Default: train.learning_rate."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
@@ -494,6 +495,11 @@ class Recipe(Section):
         if self.lora is None:
             return "full"
         return "qlora" if self.model.quantize else "lora"
+
+    @property
+    def head_init(self) -> Literal["zero", "normal"]:
+        """Initial weights of a new reward head."""
+        return self.model.head_init or ("normal" if self.loss.heads else "zero")
 
     @property
     def microbatch_tokens(self) -> int | None:

@@ -65,21 +65,29 @@ class Comparisons:
 
 
 def read_comparisons(
-    section: DataSection, kind: str = "bradley_terry", *, on_read: OnRead = lambda name, rows: None
+    section: DataSection,
+    options: LossSection = LossSection(),
+    *,
+    on_read: OnRead = lambda name, rows: None,
 ) -> Comparisons:
     """Load every source and split off the held-out part; ``on_read`` is called with the rows read.
 
-    What the objective ``kind`` learns from is kept. Named evaluation and test files win over the
+    What the objective learns from is kept. Named evaluation and test files win over the
     fractions, which are of all of ``data.train``.
 
     Raises:
         DataError: a source cannot be read, the objective has nothing to learn from, or a split
             would leave nothing on one side.
     """
-    learns_from = OBJECTIVES[kind].learns_from
-    read = partial(load_comparisons, seed=section.seed, learns_from=learns_from, on_read=on_read)
+    kind, learns_from = options.kind, OBJECTIVES[options.kind].learns_from
+    read = partial(
+        load_comparisons,
+        seed=section.seed,
+        learns_from=learns_from,
+        on_read=on_read,
+    )
     loaded = {"train": read(section.train, stopping_strategy=section.stopping_strategy)}
-    if learns_from == "ratings" and not loaded["train"].rated:
+    if learns_from == "ratings" and not options.outputs and not loaded["train"].rated:
         paths = ", ".join(source.path for source in section.train)
         raise DataError(
             f"loss.kind is {kind}, which learns from ratings, but none of the"
@@ -264,6 +272,49 @@ def make_part(
 _MOST_LEVELS: Final = 20
 
 
+def check_outputs(corpus: Corpus, options: LossSection) -> None:
+    """Whether each output has something to learn, and a gate that learns.
+
+    Raises:
+        DataError: the training part has nothing for one of them, or a label is outside 0 to 1 for
+            bce.
+    """
+    # They load torch, which reading data needs for nothing else.
+    from plaudit.losses.labels import is_usable
+    from plaudit.losses.outputs import view_of
+
+    waiting, found = set(options.outputs), set[str]()
+    gate = options.gate == "learned"
+    objective = OBJECTIVES[options.kind]
+    for number, tree in enumerate(corpus.train.trees):
+        found |= tree.attributes.keys()
+        gate = gate and len(set(tree.grades)) < 2
+        views = {name: view_of(tree, name) for name in options.outputs}
+        waiting -= {name for name, view in views.items() if is_usable(view, objective)}
+        if options.kind != "bce":
+            continue
+        for name, view in views.items():
+            if wrong := [grade for grade in view.grades if view.rated and not 0 <= grade <= 1]:
+                where = corpus.train.comparisons[number].where
+                raise DataError(
+                    f"{where}: {name} is {wrong[0]:g}, but loss.kind bce needs labels from 0 (bad)"
+                    " to 1 (good); set loss.kind to mse or huber."
+                )
+    if waiting:
+        known = f"they have {', '.join(sorted(found))}" if found else "they have no attributes"
+        raise DataError(
+            f"loss.outputs has {', '.join(sorted(waiting))}, but none of the"
+            f" {len(corpus.train.trees):,} training comparisons has a label of it that"
+            f" {options.kind} learns from ({known}); correct the name, or remove it."
+        )
+    if gate:
+        raise DataError(
+            "loss.gate is learned, which learns from the order of the responses, but none of the"
+            f" {len(corpus.train.trees):,} training comparisons says which response is better;"
+            " set loss.gate to mean or to weights."
+        )
+
+
 def check_ratings(corpus: Corpus, kind: str) -> None:
     """Whether the ratings are what a pointwise objective takes.
 
@@ -311,7 +362,7 @@ def check_ratings(corpus: Corpus, kind: str) -> None:
                 )
 
 
-def check_best_metric(corpus: Corpus, kind: str, asked: str | None) -> None:
+def check_best_metric(corpus: Corpus, options: LossSection, asked: str | None) -> None:
     """Whether evaluations measure what chooses the checkpoint or stops training early.
 
     Raises:
@@ -322,9 +373,9 @@ def check_best_metric(corpus: Corpus, kind: str, asked: str | None) -> None:
         return
     rated = any(part.trees.column("rated").any() for part in parts.values())
     ordered = any(len(set(tree.grades)) > 1 for part in parts.values() for tree in part.trees)
-    of_ratings = OBJECTIVES[kind].family == "pointwise"
-    of_each = ["loss"] if ordered or of_ratings else []
-    of_each += ["mae"] if of_ratings and rated else []
+    of_ratings = OBJECTIVES[options.kind].family == "pointwise"
+    of_each = ["loss"] if ordered or of_ratings or options.outputs else []
+    of_each += ["mae"] if of_ratings and rated and not options.outputs else []
     of_each += ["accuracy", "ties", "margin"] if ordered else []
     measured = [*of_each, *(["calibrated_loss"] if ordered else [])]
     of_sets = {f"{each}_{name}" for each in parts for name in of_each if len(parts) > 1}

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from plaudit.errors import DataError, TrainingError
 from plaudit.evaluation.analysis.perturbations import Budget, Probed, Score, probe
@@ -35,20 +34,22 @@ from plaudit.evaluation.table import (
     read_rewards,
     rewards_file,
 )
-from plaudit.losses.labels import Labels
-from plaudit.losses.loss import Loss
+from plaudit.losses.outputs import HeadLoss, OutputLabels
 from plaudit.storage.manifest import TRAINING_FILE
 from plaudit.tokens.encode import encode
 from plaudit.tokens.store import Part
 from plaudit.training.prepare import PreparedRun
-from plaudit.training.trainer import EvalScores
+from plaudit.training.trainer import EvalOutputs, RewardTrainer
 from plaudit.types import FloatArray, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
 
 def read_parts(
-    parts: Mapping[str, Part], scores: EvalScores, scorers: Mapping[str, Scorer | None]
+    parts: Mapping[str, Part],
+    outputs: EvalOutputs,
+    scorers: Mapping[str, Scorer | None],
+    trainer: RewardTrainer,
 ) -> HeldOut:
     """The responses of the named parts in columns, read once, with the scores of baselines."""
     return read_held_out(
@@ -57,7 +58,7 @@ def read_parts(
                 dataset=name,
                 comparisons=part.comparisons,
                 trees=part.trees,
-                rewards=scores[name],
+                rewards=[trainer.rewards(outputs_KO) for outputs_KO in outputs[name]],
             )
             for name, part in parts.items()
         ),
@@ -103,42 +104,44 @@ def index_pairs(parts: Mapping[str, Part], temperature: float = 1.0) -> PairInde
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatingIndex:
-    """The labels of the evaluation sets under a pointwise objective; fixed for a run.
+class LossIndex:
+    """The labels of the evaluation sets under an objective of more than pairs; fixed for a run.
 
-    ``labels`` are of all sets end to end, ``by_set`` of each with the rows of its rewards.
+    ``labels`` are of all sets end to end, ``by_set`` of each with the rows of its outputs.
     """
 
-    loss: Loss
-    labels: Labels
-    by_set: Mapping[str, tuple[slice, Labels]]
+    loss: HeadLoss
+    labels: OutputLabels
+    by_set: Mapping[str, tuple[slice, OutputLabels]]
 
 
-def index_ratings(loss: Loss, parts: Mapping[str, Part]) -> RatingIndex | None:
-    """The ratings of the evaluation sets; None for an objective that has no use for them.
+def index_losses(loss: HeadLoss, parts: Mapping[str, Part]) -> LossIndex | None:
+    """The labels of the evaluation sets; None where the loss is of the pairs of :func:`measure`.
 
-    Penalties and label smoothing are of training alone.
+    That is so unless ratings or named outputs are learned. Penalties, label smoothing and bootstrap
+    samples are of training alone: the loss of an ensemble is that of its mean.
     """
-    if loss.objective.family != "pointwise":
+    if loss.objective.family != "pointwise" and not loss.options.outputs:
         return None
-    plain = {"centering": 0.0, "reward_norm": 0.0, "label_smoothing": 0.0}
-    measuring = replace(loss, options=loss.options.model_copy(update=plain))
+    plain = {"centering": 0.0, "reward_norm": 0.0, "label_smoothing": 0.0, "heads": None}
+    options = loss.options.model_copy(update=plain)
+    measuring = HeadLoss(of_output=replace(loss.of_output, options=options))
     cpu = torch.device("cpu")
-    by_set: dict[str, tuple[slice, Labels]] = {}
+    by_set: dict[str, tuple[slice, OutputLabels]] = {}
     start = 0
     for name, part in parts.items():
         labels = measuring.labels(part.trees, cpu)
-        stop = start + len(labels.weight_R)
+        stop = start + len(labels.reward.weight_R)
         by_set[name] = (slice(start, stop), labels)
         start = stop
     every = [tree for part in parts.values() for tree in part.trees]
-    return RatingIndex(loss=measuring, labels=measuring.labels(every, cpu), by_set=by_set)
+    return LossIndex(loss=measuring, labels=measuring.labels(every, cpu), by_set=by_set)
 
 
-def end_to_end(scores: Mapping[str, Sequence[FloatArray]]) -> FloatArray:
-    """``reward_N`` of all sets, in their order."""
-    arrays = [rewards for rows in scores.values() for rewards in rows]
-    return np.concatenate(arrays) if arrays else np.zeros(0)
+def end_to_end(outputs: EvalOutputs) -> FloatArray:
+    """``outputs_NO`` of all sets, in their order."""
+    arrays = [outputs_KO for rows in outputs.values() for outputs_KO in rows]
+    return np.concatenate(arrays) if arrays else np.zeros((0, 1))
 
 
 def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
@@ -168,35 +171,31 @@ def measure(index: PairIndex, reward_N: FloatArray) -> dict[str, float]:
     return measured
 
 
-def measure_rated(
-    index: RatingIndex, reward_N: FloatArray, learned: Sequence[float]
+def measure_losses(
+    index: LossIndex, outputs_NO: FloatArray, learned: Sequence[float]
 ) -> dict[str, float]:
-    """The loss of a pointwise objective on the evaluation sets, under the names of :func:`measure`.
+    """The training loss on the evaluation sets, under the names of :func:`measure`.
 
-    Pairs that it learns from count as in training.
+    Pairs that it learns from count as in training. Of ratings of one kind, also the mean absolute
+    error.
     """
-    scores_R = torch.from_numpy(reward_N).float()
+    outputs_RO = torch.from_numpy(outputs_NO).float()
     learned_C = torch.tensor(learned, dtype=torch.float32)
-
-    def loss(scores_R: Tensor, labels: Labels) -> float:
-        summed = index.loss(scores_R, labels, learned_C)
-        return float(summed.total) / max(summed.count, 1e-12)
-
     objective = TrainedObjective(
-        kind=index.loss.options.kind, learned=tuple(learned), levels=index.loss.levels
+        kind=index.loss.options.kind, learned=tuple(learned), levels=index.loss.of_output.levels
     )
 
-    def numbers(prefix: str, rows: slice, labels: Labels) -> dict[str, float]:
-        ratings = labels.ratings
-        assert ratings is not None
+    def numbers(prefix: str, rows: slice, labels: OutputLabels) -> dict[str, float]:
+        summed = index.loss(outputs_RO[rows], labels, learned_C)
+        measured = {f"{prefix}_loss": float(summed.total) / max(summed.count, 1e-12)}
+        ratings = labels.by_output[0].ratings
+        if len(labels.by_output) > 1 or ratings is None or not len(ratings.row_N):
+            return measured
         rating_N = ratings.rating_N.double().numpy()
         if objective.levels:
             rating_N = np.asarray(objective.levels)[rating_N.astype(np.int64)]
-        expected_N = predictions(reward_N[rows][ratings.row_N.numpy()], objective)
-        measured = {f"{prefix}_loss": loss(scores_R[rows], labels)}
-        if len(rating_N):
-            measured[f"{prefix}_mae"] = float(np.abs(expected_N - rating_N).mean())
-        return measured
+        expected_N = predictions(outputs_NO[rows, 0][ratings.row_N.numpy()], objective)
+        return measured | {f"{prefix}_mae": float(np.abs(expected_N - rating_N).mean())}
 
     measured = numbers("eval", slice(None), index.labels)
     for name, (rows, labels) in index.by_set.items() if len(index.by_set) > 1 else ():

@@ -81,7 +81,7 @@ def _state(data: DataSection, pairs: int, lengths: Lengths) -> tuple[Split, Leng
 
 def _read(recipe: Recipe) -> tuple[Split, Lengths, list[str]]:
     """The parts, the lengths of the training part and remarks, read and split as training does."""
-    parts = read_comparisons(recipe.data, recipe.loss.kind)
+    parts = read_comparisons(recipe.data, recipe.loss)
     tallies = [loaded.tally for loaded in parts.loaded.values()]
     dropped = sum(sum(tally.dropped.values()) for tally in tallies)
     rows = sum(tally.rows for tally in tallies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -22,8 +22,9 @@ from plaudit.data.load import SourceUse, for_other_objectives
 from plaudit.errors import ModelError, RecipeError
 from plaudit.evaluate_model import progress_bars
 from plaudit.interop.formats import OpenedModel, ReadOptions, is_reward_model, open_reward_model
-from plaudit.losses.loss import Loss, Start, start_of
-from plaudit.model.checkpoint import copy_base, resolve_base
+from plaudit.losses.loss import Loss, Start
+from plaudit.losses.outputs import HeadLoss, HeadStart, head_start_of, output_names
+from plaudit.model.checkpoint import CheckpointMetadata, copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
 from plaudit.model.load import (
     BaseRequest,
@@ -69,7 +70,7 @@ from plaudit.training.corpus import Corpus
 from plaudit.training.folder import RunFolder, check_data_unchanged, is_main_process
 from plaudit.training.needs import read_template
 from plaudit.training.sharding import fsdp_settings, reshard, shard
-from plaudit.types import Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
+from plaudit.types import Outputs, Rendering, RewardTransform, ScoredTokenRule, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -133,6 +134,8 @@ def prepare(
     if recipe.model.quantize is not None:
         check_four_bit()
     warm_start = open_warm_start(recipe.model)
+    if warm_start is not None:
+        check_warm_outputs(warm_start.metadata.outputs, recipe)
     base = (
         place_base(recipe.model.base, folder)
         if warm_start is None
@@ -145,7 +148,8 @@ def prepare(
         dtype=dtype_on(recipe.model.dtype, args.device, recipe.method),
         quantize=recipe.model.quantize,
         device=args.device,
-        head_init=recipe.model.head_init,
+        head_init=recipe.head_init,
+        outputs=output_names(recipe.loss),
         trust_remote_code=recipe.model.trust_remote_code,
     )
     config = load_config(request)
@@ -160,7 +164,7 @@ def prepare(
     with console.status("reading data") as status:
         comparisons = corpora.read_comparisons(
             recipe.data,
-            recipe.loss.kind,
+            recipe.loss,
             on_read=lambda name, rows: status.update(f"reading {name}: {rows:,} rows"),
         )
     check_data_unchanged(folder, *corpora.fingerprints(comparisons))
@@ -173,8 +177,11 @@ def prepare(
             copy_seed=recipe.data.seed if recipe.loss.consistency else None,
             on_rows=partial(show, "encoding"),
         )
-    corpora.check_ratings(corpus, recipe.loss.kind)
-    corpora.check_best_metric(corpus, recipe.loss.kind, args.metric_for_best_model)
+    if recipe.loss.outputs:
+        corpora.check_outputs(corpus, recipe.loss)
+    else:
+        corpora.check_ratings(corpus, recipe.loss.kind)
+    corpora.check_best_metric(corpus, recipe.loss, args.metric_for_best_model)
     for line in _about_data(corpus, recipe.data, recipe.tokens):
         console.print(line, soft_wrap=True)
     if recipe.loss.consistency:
@@ -249,8 +256,8 @@ class Built:
     micro_batches: MicroBatches
     parameters: tuple[int, int]
     head_init: str
-    loss: Loss
-    start: Start
+    loss: HeadLoss
+    start: HeadStart
 
 
 def _build_model(
@@ -287,15 +294,17 @@ def _build_model(
     batchers = make_batchers(
         recipe.tokens.max_tokens_per_microbatch, args.device, tokenizer.pad_token_id
     )
-    start = start_of(recipe.loss, corpus.train.trees)
+    start = head_start_of(recipe.loss, corpus.train.trees)
     # A head that predicts already is left alone; the embedded base's was never asked for ratings.
     own_head = not loaded.fresh_head and recipe.model.base != embedded.NAME
-    transform = RewardTransform(offset=0.0 if own_head else start.offset)
+    transform = RewardTransform(offset=0.0 if own_head else start.objective.offset)
+    if own_head and start.outputs is not None:
+        unmoved = replace(start.outputs, offsets=(0.0,) * len(start.outputs.names))
+        start = replace(start, outputs=unmoved)
     if warm_start is not None:
-        transform, before = warm_start.metadata.reward_transform, warm_start.metadata.objective
-        if before is not None and (before.kind, before.levels) == (recipe.loss.kind, start.levels):
-            start = _go_on_from(start, before, recipe.loss)
-    module = patch_modules(network, transform)
+        transform = warm_start.metadata.reward_transform
+        start = _go_on_from(start, warm_start.metadata, recipe.loss)
+    module = patch_modules(network, transform, start.outputs)
     if sharing is not None:
         shard(module, sharing, args, args.autocast)
     model = choose_layout(
@@ -322,13 +331,36 @@ def _build_model(
         batcher=batcher,
         micro_batches=micro_batches,
         parameters=parameters,
-        head_init=recipe.model.head_init if loaded.fresh_head else "the base's own",
-        loss=Loss(options=recipe.loss, levels=start.levels, length_unit=start.length_unit),
+        head_init=recipe.head_init if loaded.fresh_head else "the base's own",
+        loss=HeadLoss(
+            of_output=Loss(
+                options=recipe.loss,
+                levels=start.objective.levels,
+                length_unit=start.objective.length_unit,
+            ),
+            seed=args.seed,
+        ),
         start=start,
     )
 
 
-def _go_on_from(start: Start, before: TrainedObjective, options: LossSection) -> Start:
+def _go_on_from(start: HeadStart, before: CheckpointMetadata, options: LossSection) -> HeadStart:
+    """The start with what a warm start had learned: its outputs, and its objective if the same.
+
+    What the recipe fixes stays.
+    """
+    outputs, objective, trained = start.outputs, start.objective, before.objective
+    if outputs is not None and before.outputs is not None:
+        learns = options.gate == "learned"
+        weights = before.outputs.weights if learns else outputs.weights
+        outputs = replace(before.outputs, weights=weights)
+        objective = replace(objective, learned=weights) if learns else objective
+    elif trained is not None and (trained.kind, trained.levels) == (options.kind, objective.levels):
+        objective = _go_on_with(objective, trained, options)
+    return HeadStart(outputs=outputs, objective=objective)
+
+
+def _go_on_with(start: Start, before: TrainedObjective, options: LossSection) -> Start:
     """The start with what the same objective had learned.
 
     A number that the recipe fixes stays, and a weight of the length, which is of these data.
@@ -612,6 +644,35 @@ def _unread_lines(sources: Iterable[SourceUse]) -> Iterator[str]:
 # into its base and all weights train. A whole model is the base of what the recipe asks for.
 
 PLAIN = "sequence classifier"
+
+
+def check_warm_outputs(before: Outputs | None, recipe: Recipe) -> None:
+    """A warm start keeps its head, and so its outputs.
+
+    Raises:
+        RecipeError: the recipe asks for others.
+    """
+    has = () if before is None else before.names
+    asked = output_names(recipe.loss)
+    if has == asked:
+        return
+    key = "heads" if before is not None and before.ensemble else "outputs"
+    keep = (
+        "remove loss.outputs and loss.heads"
+        if before is None
+        else f"set loss.heads to {len(has)}"
+        if before.ensemble
+        else f"set loss.outputs to [{', '.join(has)}]"
+    )
+    raise RecipeError(
+        f"loss.{key}: model.base {recipe.model.base} is a reward model with"
+        f" {_outputs(has)}, which it keeps, but the recipe asks for {_outputs(asked)}; {keep}, or"
+        " choose another base."
+    )
+
+
+def _outputs(names: Sequence[str]) -> str:
+    return f"the outputs {', '.join(names)}" if names else "one output"
 
 
 def open_warm_start(model: ModelSection) -> OpenedModel | None:

@@ -126,7 +126,7 @@ def write_presentation(folder: RunFolder, recipe: Recipe) -> None:
 
 def checkpoint_metadata(run: PreparedRun) -> CheckpointMetadata:
     """``plaudit.json`` of this run, before anything is measured."""
-    recipe, module = run.recipe, run.built.model.module
+    recipe, module, start = run.recipe, run.built.model.module, run.built.start
     template = run.tokenizer.chat_template
     return CheckpointMetadata(
         kind="full" if recipe.lora is None else "adapter",
@@ -158,7 +158,8 @@ def checkpoint_metadata(run: PreparedRun) -> CheckpointMetadata:
         objective=TrainedObjective(
             kind=recipe.loss.kind,
             temperature=recipe.loss.temperature,
-            learned=run.built.start.learned,
-            levels=run.built.start.levels,
+            learned=() if recipe.loss.gate == "learned" else start.objective.learned,
+            levels=start.objective.levels,
         ),
+        outputs=start.outputs,
     )

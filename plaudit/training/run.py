@@ -47,10 +47,10 @@ from plaudit.training.folder import (
 from plaudit.training.measure import (
     PairIndex,
     end_to_end,
+    index_losses,
     index_pairs,
-    index_ratings,
     measure,
-    measure_rated,
+    measure_losses,
     probe_run,
     read_parts,
 )
@@ -64,7 +64,7 @@ from plaudit.training.results import (
     write_trained,
 )
 from plaudit.training.sharding import check_sharding
-from plaudit.training.trainer import EvalScores, NotFiniteError, RewardTrainer
+from plaudit.training.trainer import EvalOutputs, NotFiniteError, RewardTrainer
 
 logger = logging.getLogger("plaudit")
 
@@ -239,8 +239,8 @@ def _evaluate(
     """Measure the trained model on the evaluation and test sets, and write what was measured."""
     sets = {"eval": run.corpus.evaluation, "test": run.corpus.test}
     with console.status("final evaluation"):
-        scores = {
-            role: {name: trainer.score(part.trees) for name, part in parts.items()}
+        outputs = {
+            role: {name: trainer.score_outputs(part.trees) for name, part in parts.items()}
             for role, parts in sets.items()
         }
     with console.status("perturbation tests"):
@@ -248,7 +248,9 @@ def _evaluate(
     if not is_main_process():
         return TrainedRun(folder=run.folder.path, metrics=None)
     scorers = fit_baselines(run.recipe.evaluate.baselines, run.corpus.train.comparisons)
-    held_out = {role: read_parts(parts, scores[role], scorers) for role, parts in sets.items()}
+    held_out = {
+        role: read_parts(parts, outputs[role], scorers, trainer) for role, parts in sets.items()
+    }
     metrics = gather_metrics(run, trainer, index, held_out, probed, seconds)
     write_results(run, trainer, metrics, held_out)
     return TrainedRun(folder=run.folder.path, metrics=metrics)
@@ -259,17 +261,21 @@ def make_trainer(
 ) -> RewardTrainer:
     """The trainer of a run, with what watches it."""
     folder, evaluate = run.folder, run.recipe.evaluate
-    rated = None if index is None else index_ratings(run.built.loss, run.corpus.evaluation)
+    losses = None if index is None else index_losses(run.built.loss, run.corpus.evaluation)
 
-    def measured(scores: EvalScores, step: int) -> dict[str, float]:
+    def measured(outputs: EvalOutputs, step: int) -> dict[str, float]:
         assert index is not None
-        reward_N = end_to_end(scores)
+        outputs_NO = end_to_end(outputs)
+        reward_N = trainer.rewards(outputs_NO)
         if is_main_process():
             write_rewards(folder.evaluations, step, reward_N)
-        of_ratings = (
-            {} if rated is None else measure_rated(rated, reward_N, trainer.learned.numbers())
+        if losses is None:
+            return measure(index, reward_N)
+        if not losses.loss.options.outputs:
+            outputs_NO = reward_N[:, None]
+        return measure(index, reward_N) | measure_losses(
+            losses, outputs_NO, trainer.learned.numbers()
         )
-        return measure(index, reward_N) | of_ratings
 
     callbacks: list[TrainerCallback] = [
         EventLog(folder.events),

@@ -38,10 +38,12 @@ from transformers.trainer import SCHEDULER_NAME
 
 from plaudit.errors import TrainingError
 from plaudit.losses.loss import LearnedParameters
+from plaudit.losses.outputs import OutputLabels
 from plaudit.model.checkpoint import (
     ADAPTER_FILE,
     CheckpointMetadata,
     read_objective,
+    read_outputs,
     write_model,
 )
 from plaudit.model.load import head_modules
@@ -63,25 +65,26 @@ from plaudit.training import checkpoints
 from plaudit.training.folder import TrainingEnd
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.sharding import fill, gather, reshard
-from plaudit.types import Batch, FloatArray, TokenTree
+from plaudit.types import Batch, FloatArray, Outputs, TokenTree
 
 logger = logging.getLogger("plaudit")
 
-EvalScores = Mapping[str, Sequence[FloatArray]]
+EvalOutputs = Mapping[str, Sequence[FloatArray]]
+"""``outputs_KO`` of each comparison of each evaluation set."""
 
 
 class RewardTrainer(Trainer):
     """Trains a :class:`RewardModule` on token trees.
 
-    ``measure`` turns the scores of the evaluation sets into the metrics that are logged; it runs
-    on every rank with the same scores. ``metadata`` are the ``plaudit.json`` of every checkpoint.
+    ``measure`` turns the outputs of the evaluation sets into the metrics that are logged; it runs
+    on every rank with the same outputs. ``metadata`` are the ``plaudit.json`` of every checkpoint.
     """
 
     def __init__(
         self,
         run: PreparedRun,
         *,
-        measure: Callable[[EvalScores, int], dict[str, float]],
+        measure: Callable[[EvalOutputs, int], dict[str, float]],
         metadata: CheckpointMetadata,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
@@ -101,7 +104,9 @@ class RewardTrainer(Trainer):
         self.folder = run.folder
         self.rows = run.corpus.train.comparisons
         self.loss = run.built.loss
-        self.learned = LearnedParameters(self.loss, run.built.start.learned, self.args.device)
+        self.learned = LearnedParameters[OutputLabels](
+            self.loss, run.built.start.objective.learned, self.args.device
+        )
         self.measure = measure
         self._metadata = metadata
         self.recipe = run.recorded_recipe
@@ -114,8 +119,27 @@ class RewardTrainer(Trainer):
     def metadata(self) -> CheckpointMetadata:
         """``plaudit.json`` of the model as it is now."""
         assert self._metadata.objective is not None
+        if self._gate_learns:
+            return replace(self._metadata, outputs=self.outputs)
         objective = replace(self._metadata.objective, learned=self.learned.numbers())
         return replace(self._metadata, objective=objective)
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """The outputs of the model with their weights as they are now."""
+        outputs = self._metadata.outputs
+        if outputs is None or not self._gate_learns:
+            return outputs
+        return replace(outputs, weights=self.learned.numbers())
+
+    @property
+    def _gate_learns(self) -> bool:
+        return self.loss.options.gate == "learned"
+
+    def rewards(self, outputs_KO: FloatArray) -> FloatArray:
+        """``rewards_K`` of the outputs of some responses."""
+        outputs = self.outputs
+        return outputs_KO[:, 0] if outputs is None else outputs.rewards(outputs_KO)
 
     # ---- data
 
@@ -280,15 +304,22 @@ class RewardTrainer(Trainer):
         self, model: nn.Module, trees: Sequence[TokenTree], batch: Batch, scale: float
     ) -> Tensor:
         with self.compute_loss_context_manager():
-            scores_R = model(batch)
+            outputs_RO = model(batch, every_output=True)
         labels = self.loss.labels(trees, self.args.device)
         # A dummy batch has no labels: its loss is an empty sum, zero with a gradient path.
-        loss = self.loss(scores_R, labels, self.learned.value_C).total * scale
-        self.learned.accumulate(scores_R, labels, scale)
-        reward_R, pairs = scores_R.detach(), labels.pairs
+        loss = self.loss(outputs_RO, labels, self.learned.value_C).total * scale
+        self.learned.accumulate(outputs_RO, labels, scale)
+        reward_R, pairs = self._gate(outputs_RO.detach()), labels.reward.pairs
         self.step_metrics.add(reward_R[pairs.winner_P] - reward_R[pairs.loser_P])
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def _gate(self, outputs_RO: Tensor) -> Tensor:
+        """``reward_R`` of the outputs of a batch, on the device."""
+        if self._gate_learns:
+            return outputs_RO @ self.learned.value_C
+        module: RewardModule = self.accelerator.unwrap_model(self.model)
+        return module.gate(outputs_RO)
 
     def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
         """Autocast for a forward pass; accelerate puts it into that of a model unless FSDP2's."""
@@ -352,12 +383,12 @@ class RewardTrainer(Trainer):
         del eval_dataset, ignore_keys, metric_key_prefix
         self.step_metrics.check()
         started = time.perf_counter()
-        scores = {name: self.score(trees) for name, trees in self.eval_trees.items()}
+        outputs = {name: self.score_outputs(trees) for name, trees in self.eval_trees.items()}
         self.step_metrics.check_after(
             f"A reward of the evaluation after step {self.state.global_step}",
-            (torch.from_numpy(rewards) for rows in scores.values() for rewards in rows),
+            (torch.from_numpy(outputs_KO) for rows in outputs.values() for outputs_KO in rows),
         )
-        metrics = self.measure(scores, self.state.global_step)
+        metrics = self.measure(outputs, self.state.global_step)
         self.step_metrics.pause(time.perf_counter() - started)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -366,7 +397,11 @@ class RewardTrainer(Trainer):
         return metrics
 
     def score(self, trees: Sequence[TokenTree]) -> list[FloatArray]:
-        """Scores of every tree, on every rank; each is computed once, on one rank."""
+        """``rewards_K`` of every tree: :meth:`score_outputs` through the gate."""
+        return [self.rewards(outputs_KO) for outputs_KO in self.score_outputs(trees)]
+
+    def score_outputs(self, trees: Sequence[TokenTree]) -> list[FloatArray]:
+        """``outputs_KO`` of every tree, on every rank; each is computed once, on one rank."""
         model = self.model_wrapped
         training = model.training
         model.eval()
@@ -378,7 +413,10 @@ class RewardTrainer(Trainer):
         try:
             with self.compute_loss_context_manager():
                 scored = score_distinct(
-                    model, self.batcher, mine, batches=None if alone else rounds
+                    partial(model, every_output=True),
+                    self.batcher,
+                    mine,
+                    batches=None if alone else rounds,
                 )
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -543,6 +581,11 @@ class RewardTrainer(Trainer):
         self._load_learned(folder)
 
     def _load_learned(self, folder: Path) -> None:
+        if self._gate_learns:
+            outputs = read_outputs(folder)
+            assert outputs is not None
+            self.learned.put(outputs.weights)
+            return
         objective = read_objective(folder)
         if objective is not None:
             self.learned.put(objective.learned)
