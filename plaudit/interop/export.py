@@ -30,6 +30,7 @@ from plaudit.interop.parity import (
 )
 from plaudit.interop.sequence_classifier.write import (
     belongs_to_head,
+    fold_outputs,
     fold_scale,
     is_adapter,
     merged,
@@ -206,7 +207,10 @@ def _prepare(
     if exporter.layout == "whole" and is_adapter(network):
         network = merged(network)
     fold_scale(network, metadata.reward_transform.scale)
-    offset, bias = metadata.reward_transform.offset, output_layer(classifier(network))[1].bias
+    offset, outputs = metadata.reward_transform.offset, metadata.outputs
+    if outputs is not None:
+        offset = sum(outputs.weights) * offset + fold_outputs(network, outputs)
+    bias = output_layer(classifier(network))[1].bias
     if bias is not None:
         bias.add_(offset)
         offset = 0.0
@@ -262,9 +266,14 @@ def _metadata(source: Exportable, exporter: Exporter) -> tuple[CheckpointMetadat
             "This model scores the token before the end token, and the tool scores the last"
             " token: send text without the end token."
         )
+    if metadata.outputs is not None:
+        named = zip(metadata.outputs.names, metadata.outputs.weights, strict=True)
+        summed = " + ".join(f"{weight:.3g} * {name}" for name, weight in named)
+        notes.append(f"The head has one output, the reward of the model: {summed}.")
     whole = exporter.layout == "whole"
     changed = replace(
         metadata,
+        outputs=None,
         kind="full" if whole else metadata.kind,
         base=metadata.base if whole else source.base_named,
         chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,

@@ -50,7 +50,7 @@ from plaudit.reward_model import load
 from plaudit.storage.atomic import new_folder, write_json, writing
 from plaudit.storage.manifest import checksum
 from plaudit.tokens.batch import make_batchers
-from plaudit.types import RewardTransform, TrainedObjective
+from plaudit.types import Outputs, RewardTransform, TrainedObjective
 
 MERGE_FILE = "merge.json"
 
@@ -298,6 +298,29 @@ def _mean_objective(members: Sequence[_Member]) -> TrainedObjective | None:
     return replace(first, learned=tuple(learned))
 
 
+def _mean_outputs(members: Sequence[_Member]) -> Outputs | None:
+    """The outputs of all members, with the mean of their weights and offsets.
+
+    Raises:
+        ModelError: the members have different ones.
+    """
+    every = [member.metadata.outputs for member in members]
+    first = every[0]
+    for member, own in zip(members, every, strict=True):
+        if (own and own.names) != (first and first.names):
+            raise ModelError(
+                f"{members[0].folder} and {member.folder} have different outputs, so they cannot"
+                " be averaged."
+            )
+    known = [own for own in every if own is not None]
+    if first is None or len(known) < len(every):
+        return None
+    share_M = [member.weight for member in members]
+    weights_O = np.asarray(share_M) @ np.asarray([own.weights for own in known])
+    offsets_O = np.asarray(share_M) @ np.asarray([own.offsets for own in known])
+    return replace(first, weights=tuple(weights_O.tolist()), offsets=tuple(offsets_O.tolist()))
+
+
 def _metadata(
     members: Sequence[_Member], folder: Path
 ) -> tuple[CheckpointMetadata, tuple[str, ...]]:
@@ -305,6 +328,7 @@ def _metadata(
     first = members[0]
     lengths = {member.metadata.max_length for member in members}
     offset = sum(member.weight * member.metadata.reward_transform.offset for member in members)
+    outputs = _mean_outputs(members)
     fingerprints = [f for m in members if (f := m.metadata.data_fingerprint) is not None]
     beside = first.metadata.kind == "adapter" and _base_beside(first)
     metadata = replace(
@@ -312,6 +336,7 @@ def _metadata(
         base=str((folder / BASE_FOLDER).resolve()) if beside else first.metadata.base,
         max_length=min(lengths),
         reward_transform=RewardTransform(offset=offset),
+        outputs=outputs,
         temperature=None,
         temperature_fit=None,
         reward_mean=None,
@@ -343,7 +368,7 @@ def _parity(
     scores_R = np.concatenate(written.score_trees(rows.trees))
     sdpa = network._supports_sdpa and not is_soft_capped(network.config)
     network.set_attn_implementation("sdpa" if sdpa else "eager")
-    module = as_reward_module(network, metadata.reward_transform).eval()
+    module = as_reward_module(network, metadata.reward_transform, metadata.outputs).eval()
     assert isinstance(written.tokenizer.pad_token_id, int)
     plain = make_batchers("auto", torch.device("cpu"), written.tokenizer.pad_token_id)["padded"]
     wanted_R = np.concatenate(score_trees(module, plain, rows.trees))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from plaudit.errors import OutputError
 from plaudit.evaluation.schema import read_metrics
-from plaudit.losses.loss import Loss, start_of
+from plaudit.losses.loss import LearnedParameters, Loss, start_of
+from plaudit.losses.outputs import HeadLoss, OutputLabels, head_start_of
 from plaudit.model.attention.interface import PACKED_ATTENTION
 from plaudit.model.checkpoint import read_objective
 from plaudit.model.module import DecoderRewardModule
@@ -115,6 +116,58 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(
         torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
 
 
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "ratings": {"kind": "mse", "outputs": ("one", "two"), "gate": "learned", "centering": 0.02},
+    "order": {"outputs": ("one", "two"), "reward_norm": 0.01},
+    "ensemble": {"heads": 2, "label_smoothing": 0.1},
+    "ensemble with ties": {"kind": "davidson", "heads": 2, "length": "residual"},
+}
+
+
+@pytest.mark.parametrize("budget", [1, 77])
+@pytest.mark.parametrize("case", sorted(OUTPUTS))
+def test_any_cut_gives_the_same_gradient_of_every_output(case: str, budget: int) -> None:
+    holes = {0: (1.0, None, 3.0), 1: (None, 2.0, 2.0), 2: (None, None, None)}
+    trees = [
+        replace(
+            tree,
+            attributes={
+                "one": holes[tree.index % 3][: len(tree.branches)],
+                "two": holes[(tree.index + 1) % 3][: len(tree.branches)],
+            },
+        )
+        for tree in labelled(TREES)
+    ]
+    section = LossSection(**OUTPUTS[case])
+    start = head_start_of(section, trees)
+    loss = HeadLoss(of_output=Loss(options=section), seed=3)
+
+    def gradients(batcher: Batcher) -> tuple[dict[str, Tensor], float]:
+        network = tiny_classifier("llama", num_labels=2)
+        network.set_attn_implementation(PACKED_ATTENTION)
+        module = DecoderRewardModule(network, outputs=start.outputs)
+        learned = LearnedParameters[OutputLabels](loss, start.objective.learned, CPU)
+        count, share = 0.0, 1.0 / loss.count(trees)
+        for cut in batcher.split(trees):
+            members = [trees[i] for i in cut]
+            outputs_RO = module(batcher.collate(members), every_output=True)
+            labels = loss.labels(members, CPU)
+            summed = loss(outputs_RO, labels, learned.value_C)
+            learned.accumulate(outputs_RO, labels, share)
+            count += summed.count
+            (summed.total * share).backward()
+        learned.step(lambda gradient: gradient, 1.0)
+        found = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+        return found | {"learned": learned.value_C}, count
+
+    whole, count = gradients(PackedBatcher(max_tokens=10**6, device=CPU))
+    cut, counted = gradients(PackedBatcher(max_tokens=budget, device=CPU))
+    assert counted == pytest.approx(count) == loss.count(trees)
+    assert float(whole["score.weight"].abs().sum()) > 0
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, atol=2e-6, rtol=2e-5)
+
+
 def test_micro_batches_do_not_change_a_run(
     tiny_base: Path, pairs_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -151,8 +204,8 @@ def test_two_ranks_train_what_one_does(
     """Two gloo ranks under DDP, through torchrun, then resumed from their middle checkpoint.
 
     43 pairs leave a last step that only one rank has rows for; ties train a parameter of the
-    objective. AdamW would amplify the rounding of a sum taken in another order, so plain SGD trains
-    the network here.
+    objective, and each of two heads learns from its own bootstrap sample. AdamW would amplify the
+    rounding of a sum taken in another order, so plain SGD trains the network here.
     """
     data = write_jsonl(tmp_path / "pairs.jsonl", rows_with_ties(43, seed=1))
     held_out = write_jsonl(tmp_path / "held_out.jsonl", rows_with_ties(13, seed=2))
@@ -164,7 +217,7 @@ def test_two_ranks_train_what_one_does(
         base["train"]["save_total_limit"] = 5
         base["data"] = {"train": str(data), "eval": str(held_out)}
         base["tokens"]["max_tokens_per_microbatch"] = 50
-        base["loss"] = {"kind": "davidson"}
+        base["loss"] = {"kind": "davidson", "heads": 2}
         return base
 
     from plaudit.training.run import train

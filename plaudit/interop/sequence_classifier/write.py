@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -25,7 +26,7 @@ from plaudit.model.load import first_line, head_modules, output_layer, silence_l
 from plaudit.model.module import classifier, has_score_head
 from plaudit.storage.atomic import write_json
 from plaudit.tokens.rendering import ChatFormatter, conversation_text
-from plaudit.types import Comparison, Rendering, RewardTransform
+from plaudit.types import Comparison, Outputs, Rendering, RewardTransform
 
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -185,6 +186,23 @@ def fold_scale(network: Any, scale: float) -> None:
     head.weight.mul_(scale)
     if head.bias is not None:
         head.bias.mul_(scale)
+
+
+@torch.no_grad()
+def fold_outputs(network: Any, outputs: Outputs) -> float:
+    """Make one row of a head of several outputs, which gives their reward; returns its offset.
+
+    The reward is a weighted sum of the outputs, so that a head with the weighted sum of their rows
+    gives it.
+    """
+    head: Any = output_layer(classifier(network))[1]
+    weights_1O = torch.tensor([outputs.weights], dtype=head.weight.dtype)
+    head.weight = torch.nn.Parameter(weights_1O @ head.weight)
+    if head.bias is not None:
+        head.bias = torch.nn.Parameter(weights_1O[0] @ head.bias[:, None])
+    head.out_features = 1
+    classifier(network).config.num_labels = 1
+    return float(outputs.rewards(np.asarray(outputs.offsets)))
 
 
 def _stored(
