@@ -379,11 +379,18 @@ def score_comparisons(
             tokens += sum(tree.tokens for tree in batch)
             show(f"scoring {name}".strip(), tokens, total)
 
-        rewards = model.score_trees(encoded.trees, on_batch=count)
+        named = model.metadata.outputs
+        if named is None:
+            outputs, rewards = None, model.score_trees(encoded.trees, on_batch=count)
+        else:
+            outputs = model.output_trees(encoded.trees, on_batch=count)
+            rewards = list(map(named.rewards, outputs))
     kept = encoded.comparisons
     # One name for the whole set: each file of it is a slice by source.
-    scored = ScoredSet(dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards)
-    return kept, read_held_out([scored], scorers), encoded.dropped
+    scored = ScoredSet(
+        dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards, outputs=outputs
+    )
+    return kept, read_held_out([scored], scorers, named), encoded.dropped
 
 
 def score_suite(

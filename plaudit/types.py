@@ -491,7 +491,8 @@ class ScoreRow:
     its dataset, which is. ``response`` is its number inside the comparison, ``tokens`` the length
     of the whole conversation, ``characters`` the length of the response's text; ``rated`` says that
     the grade is a rating. ``features`` are counts of what stands in the texts, where those were at
-    hand (``evaluation/analysis``).
+    hand (``evaluation/analysis``). ``outputs`` are those of a head that has several, and
+    ``attributes`` the labels of the same names.
     """
 
     comparison: str
@@ -508,6 +509,8 @@ class ScoreRow:
     rated: bool = False
     metadata: JsonObject = field(default_factory=dict)
     features: Mapping[str, float | str] = field(default_factory=dict)
+    outputs: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,7 +24,7 @@ from plaudit.evaluation.analysis.features import (
     response_text,
 )
 from plaudit.storage.atomic import write_atomically
-from plaudit.types import Comparison, FloatArray, ScoreRow, TokenTree
+from plaudit.types import Comparison, FloatArray, Outputs, ScoreRow, TokenTree
 
 ObjectArray: TypeAlias = npt.NDArray[np.object_]
 CodeArray: TypeAlias = npt.NDArray[np.int64]
@@ -35,7 +35,8 @@ class ScoreTable:
     """N evaluated responses in columns; the meaning of each is that of :class:`ScoreRow`.
 
     ``metadata`` holds one array of N values per column, ``None`` where a row has no value.
-    ``features_N`` is a structured array with a field per feature.
+    ``features_N`` is a structured array with a field per feature. ``outputs`` and ``attributes``
+    hold one array of N numbers per name, ``nan`` where a row has none.
     """
 
     comparison_N: ObjectArray
@@ -52,6 +53,8 @@ class ScoreTable:
     rated_N: npt.NDArray[np.bool_]
     features_N: npt.NDArray[Any]
     metadata: Mapping[str, ObjectArray] = field(default_factory=dict)
+    outputs: Mapping[str, FloatArray] = field(default_factory=dict)
+    attributes: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.comparison_N)
@@ -59,8 +62,11 @@ class ScoreTable:
     def take(self, rows: CodeArray | npt.NDArray[np.bool_]) -> ScoreTable:
         """The rows of these numbers, in this order, or those marked true."""
         columns = {f"{name}_N": getattr(self, f"{name}_N")[rows] for name, _ in _COLUMNS.values()}
-        metadata = {name: values[rows] for name, values in self.metadata.items()}
-        return ScoreTable(**columns, features_N=self.features_N[rows], metadata=metadata)
+        named: dict[str, Any] = {
+            kind: {name: values[rows] for name, values in getattr(self, kind).items()}
+            for kind in _NAMED
+        }
+        return ScoreTable(**columns, features_N=self.features_N[rows], **named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +117,16 @@ _COLUMNS: dict[str, tuple[str, type]] = {
 }
 _ADDED = frozenset({"rated"})
 """Columns that tables of plaudit 0.1 do not have; they are zeros there."""
+_NAMED: dict[str, tuple[type, object]] = {
+    "metadata": (np.object_, None),
+    "outputs": (np.float64, np.nan),
+    "attributes": (np.float64, np.nan),
+}
+"""Fields of a table with a column per name: the type, and what stands where a row has no value."""
 _METADATA_PREFIX = "metadata."
 _FEATURE_PREFIX = "text."
+_NUMBER_PREFIXES = {"outputs": "output.", "attributes": "attribute."}
+_PREFIXES = (_METADATA_PREFIX, _FEATURE_PREFIX, *_NUMBER_PREFIXES.values())
 
 
 # ---- from comparisons to columns ----------------------------------------------------------------
@@ -126,12 +140,16 @@ Scorer: TypeAlias = Callable[[Sequence[str]], FloatArray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSet:
-    """A named set of labelled comparisons with their trees and the rewards of their responses."""
+    """A named set of labelled comparisons with their trees and the rewards of their responses.
+
+    ``outputs`` has the ``outputs_KO`` of each comparison, for a head with several.
+    """
 
     dataset: str
     comparisons: Sequence[Comparison]
     trees: Sequence[TokenTree]
     rewards: Sequence[FloatArray]
+    outputs: Sequence[FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,17 +172,35 @@ class HeldOut:
         }
 
 
+class _Scored(NamedTuple):
+    """A comparison of a set, and what was computed of it."""
+
+    number: int
+    comparison: Comparison
+    tree: TokenTree
+    rewards_K: FloatArray
+    outputs_KO: FloatArray | None
+
+
 def read_held_out(
-    sets: Iterable[ScoredSet], scorers: Mapping[str, Scorer | None] = MappingProxyType({})
+    sets: Iterable[ScoredSet],
+    scorers: Mapping[str, Scorer | None] = MappingProxyType({}),
+    outputs: Outputs | None = None,
 ) -> HeldOut:
-    """Read every comparison once, a chunk at a time; no text stays in memory."""
+    """Read every comparison once, a chunk at a time; no text stays in memory.
+
+    ``outputs`` names those of the sets; attributes of these names become columns too.
+    """
     tables: list[ScoreTable] = []
     scores: dict[str, list[FloatArray]] = {name: [np.zeros(0)] for name in scorers}
+    names = () if outputs is None else outputs.names
     for one in sets:
-        rows = enumerate(zip(one.comparisons, one.trees, one.rewards, strict=True))
+        values = repeat(None, len(one.rewards)) if one.outputs is None else one.outputs
+        columns = zip(one.comparisons, one.trees, one.rewards, values, strict=True)
+        rows = (_Scored(number, *row) for number, row in enumerate(columns))
         while chunk := list(islice(rows, _CHUNK)):
-            texts = [[response_text(turns) for turns in row.responses] for _, (row, _, _) in chunk]
-            tables.append(build_table(_score_rows(one.dataset, chunk, texts)))
+            texts = [[response_text(turns) for turns in row.comparison.responses] for row in chunk]
+            tables.append(build_table(_score_rows(one.dataset, chunk, texts, names)))
             for name, score in scorers.items():
                 if score is not None:
                     scores[name].append(score(list(chain.from_iterable(texts))))
@@ -179,17 +215,22 @@ def read_held_out(
 
 def _score_rows(
     dataset: str,
-    chunk: Iterable[tuple[int, tuple[Comparison, TokenTree, FloatArray]]],
+    chunk: Iterable[_Scored],
     texts: Iterable[Sequence[str]],
+    outputs: Sequence[str],
 ) -> Iterator[ScoreRow]:
     """A row for each response; ``texts`` holds those of each comparison's responses."""
-    for (number, (comparison, tree, rewards_K)), texts_K in zip(chunk, texts, strict=True):
+    for (number, comparison, tree, rewards_K, outputs_KO), texts_K in zip(
+        chunk, texts, strict=True
+    ):
         features = measure_responses(
             texts_K,
             response_text(comparison.prompt),
             turns=1 if isinstance(comparison.prompt, str) else len(comparison.prompt),
             truncated=tree.truncated,
         )
+        given = comparison.attributes
+        attributes = {name: given[name] for name in outputs if name in given}
         for response, reward in enumerate(rewards_K):
             yield ScoreRow(
                 comparison=comparison.id,
@@ -206,25 +247,36 @@ def _score_rows(
                 characters=len(texts_K[response]),
                 metadata=comparison.metadata,
                 features=features[response],
+                outputs={}
+                if outputs_KO is None
+                else dict(zip(outputs, outputs_KO[response].tolist(), strict=True)),
+                attributes={
+                    name: label
+                    for name, labels_K in attributes.items()
+                    if (label := labels_K[response]) is not None
+                },
             )
 
 
 def build_table(rows: Iterable[ScoreRow]) -> ScoreTable:
     """Rows to columns, in the order given."""
     rows = list(rows)
-    metadata = dict.fromkeys(name for row in rows for name in row.metadata)
+    columns: dict[str, Any] = {
+        f"{name}_N": _column([getattr(row, name) for row in rows], dtype)
+        for name, dtype in _COLUMNS.values()
+    }
+    for kind, (dtype, missing) in _NAMED.items():
+        values = [getattr(row, kind) for row in rows]
+        columns[kind] = {
+            name: _column([value.get(name, missing) for value in values], dtype)
+            for name in dict.fromkeys(name for value in values for name in value)
+        }
     return ScoreTable(
-        **{
-            f"{name}_N": _column([getattr(row, name) for row in rows], dtype)
-            for name, dtype in _COLUMNS.values()
-        },
+        **columns,
         features_N=features_column(
             {name: [row.features.get(name) for row in rows] for name in FEATURES_DTYPE.names or ()},
             len(rows),
         ),
-        metadata={
-            name: _column([row.metadata.get(name) for row in rows], np.object_) for name in metadata
-        },
     )
 
 
@@ -237,22 +289,24 @@ def _column(values: Sequence[Any], dtype: type) -> npt.NDArray[Any]:
 
 
 def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """One table after the other; a metadata column that a table lacks is None there."""
+    """One table after the other; a named column that a table lacks has no values there."""
     tables = [table for table in tables if len(table)] or [build_table(())]
-    names = dict.fromkeys(name for table in tables for name in table.metadata)
-    return ScoreTable(
-        **{
-            field.name: np.concatenate([getattr(table, field.name) for table in tables])
-            for field in fields(ScoreTable)
-            if field.name != "metadata"
-        },
-        metadata={
+    columns: dict[str, Any] = {
+        field.name: np.concatenate([getattr(table, field.name) for table in tables])
+        for field in fields(ScoreTable)
+        if field.name not in _NAMED
+    }
+    for kind, (dtype, missing) in _NAMED.items():
+        columns[kind] = {
             name: np.concatenate(
-                [t.metadata.get(name, np.full(len(t), None, dtype=np.object_)) for t in tables]
+                [
+                    getattr(table, kind).get(name, np.full(len(table), missing, dtype))
+                    for table in tables
+                ]
             )
-            for name in names
-        },
-    )
+            for name in dict.fromkeys(name for table in tables for name in getattr(table, kind))
+        }
+    return ScoreTable(**columns)
 
 
 def codes(values: Sequence[Any] | npt.NDArray[Any]) -> CodeArray:
@@ -320,12 +374,12 @@ def unordered_pairs(comparison_N: CodeArray) -> tuple[CodeArray, CodeArray]:
 
 
 def write_table(table: ScoreTable, path: Path) -> None:
-    """Write ``predictions.parquet``: the core columns, the features, then the metadata columns.
+    """Write ``predictions.parquet``: core columns, features, outputs, attributes, then metadata.
 
-    A feature has ``text.`` in front of its name. A metadata column of texts, whole numbers, numbers
-    or booleans keeps its type; any other is written as JSON text, value by value. A metadata name
-    that would hide a core column, or that starts with ``metadata.`` or ``text.``, gets
-    ``metadata.`` in front.
+    A feature has ``text.`` in front of its name, an output ``output.``, an attribute
+    ``attribute.``. A metadata column of texts, whole numbers, numbers or booleans keeps its type;
+    any other is written as JSON text, value by value. A metadata name that would hide a core
+    column, or that starts as one of the others or with ``metadata.``, gets ``metadata.`` in front.
 
     Raises OutputError when the file cannot be written.
     """
@@ -339,8 +393,11 @@ def write_table(table: ScoreTable, path: Path) -> None:
         columns[f"{_FEATURE_PREFIX}{name}"] = pa.array(
             table.features_N[name].tolist(), from_pandas=True
         )
+    for kind, prefix in _NUMBER_PREFIXES.items():
+        for name, numbers_N in getattr(table, kind).items():
+            columns[f"{prefix}{name}"] = pa.array(numbers_N)
     for name, values in table.metadata.items():
-        hidden = name in _COLUMNS or name.startswith((_METADATA_PREFIX, _FEATURE_PREFIX))
+        hidden = name in _COLUMNS or name.startswith(_PREFIXES)
         columns[f"{_METADATA_PREFIX}{name}" if hidden else name] = _to_arrow(values)
     stored = pa.table(columns)
     write_atomically(path, lambda part: pq.write_table(stored, part, write_page_checksum=True))
@@ -390,28 +447,31 @@ def read_table(path: Path) -> ScoreTable:
             f"{path} has the columns {', '.join(stored.column_names)} and lacks"
             f" {', '.join(missing)}; expected the predictions.parquet of an evaluation."
         )
-    columns = {
+    columns: dict[str, Any] = {
         f"{name}_N": _column(stored.column(column).to_pylist(), dtype)
         if column in stored.column_names
         else np.zeros(stored.num_rows, dtype)
         for column, (name, dtype) in _COLUMNS.items()
     }
-    metadata = {
-        column.removeprefix(_METADATA_PREFIX): _column(
-            stored.column(column).to_pylist(), np.object_
-        )
-        for column in stored.column_names
-        if column not in _COLUMNS and not column.startswith(_FEATURE_PREFIX)
-    }
+    columns |= {kind: {} for kind in _NAMED}
+    for column in stored.column_names:
+        if column in _COLUMNS or column.startswith(_FEATURE_PREFIX):
+            continue
+        values = stored.column(column)
+        kind, prefix = "metadata", _METADATA_PREFIX
+        # Texts of such a name are metadata of an older table.
+        if pa.types.is_float64(values.type):
+            kinds = (one for one in _NUMBER_PREFIXES.items() if column.startswith(one[1]))
+            kind, prefix = next(kinds, (kind, prefix))
+        name, dtype = column.removeprefix(prefix), _NAMED[kind][0]
+        columns[kind][name] = _column(values.to_pylist(), dtype)
     # Another version may have counted fewer features, or others.
     features = {
         name: stored.column(f"{_FEATURE_PREFIX}{name}").to_pylist()
         for name in FEATURES_DTYPE.names or ()
         if f"{_FEATURE_PREFIX}{name}" in stored.column_names
     }
-    return ScoreTable(
-        **columns, features_N=features_column(features, stored.num_rows), metadata=metadata
-    )
+    return ScoreTable(**columns, features_N=features_column(features, stored.num_rows))
 
 
 # ---- the rewards of one evaluation of a run -----------------------------------------------------

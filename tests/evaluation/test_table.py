@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 
 from plaudit.errors import DataError, ModelError, OutputError
 from plaudit.evaluation.table import (
+    ScoredSet,
     build_table,
+    concatenate,
     pairs,
+    read_held_out,
     read_rewards,
     read_table,
     write_rewards,
     write_table,
 )
+from plaudit.types import Comparison, Outputs, TokenTree
 from tests.tables import score_row, score_table
 
 
@@ -146,6 +151,70 @@ def test_tables_of_the_first_release_say_nothing_of_ratings(tmp_path):
     assert old.reward_N.tolist() == [1.0, 0.5]
 
 
+def _comparison(number: int, **fields: Any) -> Comparison:
+    return Comparison(
+        id=str(number),
+        prompt="p",
+        responses=("a", "b"),
+        grades=(1.0, 0.0),
+        group=str(number),
+        source="s",
+        where=f"s:{number}",
+        **fields,
+    )
+
+
+def test_outputs_and_their_attributes_are_columns(tmp_path):
+    """Of the attributes, those that the model has an output of; what is missing is NaN."""
+    outputs = Outputs(names=("helpful", "true"), weights=(0.5, 0.5), offsets=(0.0, 0.0))
+    branch = np.ones(1, np.int32)
+    trees = [TokenTree(index=n, prefix=branch, branches=(branch, branch)) for n in range(3)]
+    comparisons = [
+        _comparison(0, attributes={"helpful": (4.0, None), "long": (1.0, 2.0)}),
+        _comparison(1, metadata={"output.true": "mine"}),
+        _comparison(2, attributes={"true": (0.0, 1.0)}),
+    ]
+    outputs_NO = np.arange(12.0).reshape(6, 2)
+    scored = ScoredSet(
+        dataset="eval",
+        comparisons=comparisons,
+        trees=trees,
+        rewards=[outputs_NO[2 * n : 2 * n + 2].mean(axis=1) for n in range(3)],
+        outputs=[outputs_NO[2 * n : 2 * n + 2] for n in range(3)],
+    )
+    table = read_held_out([scored], outputs=outputs).table
+    path = tmp_path / "predictions.parquet"
+    write_table(table, path)
+    assert {"output.helpful", "attribute.true", "metadata.output.true"} <= set(
+        pq.ParquetFile(path).schema_arrow.names
+    )
+    for one in (
+        table,
+        read_table(path),
+        concatenate([table.take(np.arange(6)), table.take(np.arange(0))]),
+    ):
+        assert {name: column.tolist() for name, column in one.outputs.items()} == {
+            "helpful": [0.0, 2.0, 4.0, 6.0, 8.0, 10.0],
+            "true": [1.0, 3.0, 5.0, 7.0, 9.0, 11.0],
+        }
+        assert list(one.attributes) == ["helpful", "true"]
+        np.testing.assert_array_equal(one.attributes["helpful"], [4.0] + [np.nan] * 5)
+        np.testing.assert_array_equal(one.attributes["true"], [np.nan] * 4 + [0.0, 1.0])
+        assert one.metadata["output.true"].tolist() == [None, None, "mine", "mine", None, None]
+    both = concatenate([table, score_table([[{}, {}]])])
+    np.testing.assert_array_equal(both.outputs["true"][-3:], [11.0, np.nan, np.nan])
+
+
+def test_metadata_of_older_tables_may_be_called_as_outputs_are(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    write_table(build_table([row(), row(response=1)]), path)
+    stored = pq.read_table(path).append_column("output.true", pa.array(["a", "b"]))
+    pq.write_table(stored, path)
+    table = read_table(path)
+    assert table.outputs == {}
+    assert table.metadata["output.true"].tolist() == ["a", "b"]
+
+
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "predictions.parquet"
     with pytest.raises(DataError, match="Cannot read predictions"):
@@ -153,8 +222,6 @@ def test_bad_files_are_named(tmp_path):
     path.write_bytes(b"\x00\x01junk")
     with pytest.raises(DataError, match="Cannot read predictions"):
         read_table(path)
-    import pyarrow as pa
-
     pq.write_table(pa.table({"id": ["a"]}), path)
     with pytest.raises(DataError, match="lacks response, reward"):
         read_table(path)
