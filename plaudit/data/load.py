@@ -102,7 +102,8 @@ class LoadedComparisons:
 
     They lie in the cache folder and are decoded one at a time. Each source has a tally. ``rated``
     counts the input rows in use that have ratings, ``usable_by`` the dropped ones that an objective
-    which learns from something else could use.
+    which learns from something else could use, ``attributes`` all input rows that have a number of
+    an attribute.
     """
 
     comparisons: StoredComparisons
@@ -110,6 +111,7 @@ class LoadedComparisons:
     sources: tuple[SourceUse, ...]
     rated: int
     usable_by: Mapping[LearnsFrom, int]
+    attributes: Mapping[str, int]
 
     @property
     def tally(self) -> Tally:
@@ -127,11 +129,13 @@ def load_comparisons(
     *,
     seed: int,
     learns_from: LearnsFrom = "order",
+    outputs: tuple[str, ...] = (),
     stopping_strategy: StoppingStrategy = "first_exhausted",
     on_read: OnRead = lambda name, rows: None,
 ) -> LoadedComparisons:
     """Read all sources and keep what an objective learns from, each source as often as it says.
 
+    With ``outputs``, what an output learns from (:func:`plaudit.data.reasons.why_untrainable`).
     A weight of w gives every usable row floor(w) copies, and one more to a fraction w - floor(w)
     of them. ``num_samples`` is a number of comparisons: fewer than there are leave rows out, more
     repeat them as a weight does. Probabilities mix sources: as many of each in proportion, until
@@ -148,7 +152,8 @@ def load_comparisons(
     sources = [resolve(source) for source in sources]
     _check_names(sources)
     tables = [
-        _source_table(source, learns_from, on_read, mixed=len(sources) > 1) for source in sources
+        _source_table(source, learns_from, outputs, on_read, mixed=len(sources) > 1)
+        for source in sources
     ]
     wanted = _wanted(sources, tables, stopping_strategy)
     loaded = [
@@ -165,9 +170,10 @@ def load_comparisons(
         sources=uses,
         rated=sum(one.rated for one in loaded),
         usable_by=dict(sum((Counter(one.usable_by) for one in loaded), Counter())),
+        attributes=dict(sum((Counter(one.attributes) for one in loaded), Counter())),
     )
     if not together.comparisons:
-        raise DataError(_nothing_left(sources, together))
+        raise DataError(_nothing_left(sources, together, outputs))
     return together
 
 
@@ -321,12 +327,17 @@ def _parse_all(
 
 
 def _source_table(
-    source: Source, learns_from: LearnsFrom, on_read: OnRead, *, mixed: bool
+    source: Source,
+    learns_from: LearnsFrom,
+    outputs: tuple[str, ...],
+    on_read: OnRead,
+    *,
+    mixed: bool,
 ) -> MappedTable:
     """The table of a source's usable comparisons, in the order of its rows, cached or new.
 
     Its record has ``name``, ``fingerprint``, ``format``, ``dropped`` (the unusable, by reason),
-    ``usable_by`` and ``rated`` (:class:`LoadedComparisons`), and
+    ``usable_by``, ``rated`` and ``attributes`` (:class:`LoadedComparisons`), and
     ``unread`` (the fields of :class:`UnreadColumns`, with the number of all rows).
     """
     name, fingerprint = source_name(source), source_fingerprint(source)
@@ -335,6 +346,7 @@ def _source_table(
         opened = open_source(source)
         dropped: Counter[str] = Counter()
         usable_by: Counter[LearnsFrom] = Counter()
+        attributes: Counter[str] = Counter()
         rated = 0
 
         def usable() -> Iterator[Comparison]:
@@ -342,16 +354,17 @@ def _source_table(
             for number, _, _, comparison in opened.rows:
                 if number % BATCH_ROWS == 0:
                     on_read(name, number)
-                reason = why_untrainable(comparison, learns_from)
+                attributes.update(comparison.attributes.keys())
+                reason = why_untrainable(comparison, learns_from, outputs)
                 if reason is not None:
                     dropped[reason] += 1
                     usable_by.update(
                         other
                         for other in ("order_and_ties", "ratings")
-                        if why_untrainable(comparison, other) is None
+                        if why_untrainable(comparison, other, outputs) is None
                     )
                     continue
-                rated += comparison.rated
+                rated += comparison.rated and bool(comparison.grades)
                 # The name of its part, which a source of the row's own would hide.
                 if mixed and comparison.source != name:
                     metadata = {**comparison.metadata, MIXED_FROM: name}
@@ -368,6 +381,7 @@ def _source_table(
             "dropped": dict(dropped),
             "usable_by": dict(usable_by),
             "rated": rated,
+            "attributes": dict(attributes),
             "unread": asdict(opened.counter.total),
         }
 
@@ -377,6 +391,7 @@ def _source_table(
         "fingerprint": fingerprint,
         "mixed": mixed,
         "learns_from": learns_from,
+        "outputs": outputs,
         "version": __version__,
         "code": code_digest(*_code()),
     }
@@ -442,6 +457,7 @@ def _take(source: Source, table: MappedTable, wanted: int, seed: int) -> LoadedC
         sources=(use,),
         rated=record["rated"],
         usable_by=record["usable_by"],
+        attributes=record["attributes"],
     )
 
 
@@ -462,7 +478,9 @@ def for_other_objectives(usable_by: Mapping[LearnsFrom, int]) -> Iterator[str]:
         yield f"{count:,} of them {has} {label}, which loss.kind {named} learns from"
 
 
-def _nothing_left(sources: Sequence[Source], together: LoadedComparisons) -> str:
+def _nothing_left(
+    sources: Sequence[Source], together: LoadedComparisons, outputs: tuple[str, ...]
+) -> str:
     if not sources:
         return "no data source; expected at least one path or Hub dataset id."
     tally = together.tally
@@ -471,4 +489,7 @@ def _nothing_left(sources: Sequence[Source], together: LoadedComparisons) -> str
     )
     paths = ", ".join(source.path for source in sources)
     others = "".join(f"; {line}" for line in for_other_objectives(together.usable_by))
+    if outputs:
+        known = ", ".join(together.attributes) or "none"
+        others += f"; the outputs are {', '.join(outputs)}, the attributes of the rows {known}"
     return f"none of the {tally.rows} rows of {paths} can be used: {counts}{others}."

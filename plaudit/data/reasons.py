@@ -36,9 +36,19 @@ EXPLANATIONS: Final[dict[str, str]] = {
 }
 
 
-def why_untrainable(comparison: Comparison, learns_from: LearnsFrom = "order") -> str | None:
-    """The first reason why an objective cannot learn from ``comparison``; ``None`` when it can."""
-    responses, grades = comparison.responses, comparison.grades
+PREFERENCE: Final = "preference"
+"""The output that learns from a comparison's own grades, unless an attribute has that name."""
+
+
+def why_untrainable(
+    comparison: Comparison, learns_from: LearnsFrom = "order", outputs: tuple[str, ...] = ()
+) -> str | None:
+    """The first reason why an objective cannot learn from ``comparison``; ``None`` when it can.
+
+    A model with ``outputs`` learns from the attributes that they name (:data:`PREFERENCE` is the
+    grades), and one of them is enough. Without outputs, it learns from the grades.
+    """
+    responses = comparison.responses
     if comparison.unusable is not None:
         return comparison.unusable
     if any(is_blank(response) for response in responses):
@@ -47,16 +57,29 @@ def why_untrainable(comparison: Comparison, learns_from: LearnsFrom = "order") -
     turns = [response for response in responses if not isinstance(response, str)]
     if any(response[0].role in ("user", "system") for response in turns):
         return PROMPT_MISMATCH
-    by_itself = comparison.rated and learns_from == "ratings"
-    if len(responses) == 1 and not by_itself:
-        return SINGLE_RESPONSE
     if len(responses) > 1 and all(response == responses[0] for response in responses):
         return IDENTICAL_RESPONSES
-    if not grades:
+    reasons = [_why_unlearned(comparison, learns_from, name) for name in outputs or (PREFERENCE,)]
+    # A tie says most: other labels are missing, but these are there.
+    return None if None in reasons else TIE if TIE in reasons else reasons[0]
+
+
+def _why_unlearned(comparison: Comparison, learns_from: LearnsFrom, output: str) -> str | None:
+    """Why the labels of one output do not suffice."""
+    if output in comparison.attributes:
+        known = [number for number in comparison.attributes[output] if number is not None]
+        rated = True
+    else:
+        known = list(comparison.grades) if output == PREFERENCE else []
+        rated = comparison.rated
+    by_itself = rated and learns_from == "ratings"
+    if len(comparison.responses) == 1 and not by_itself:
+        return SINGLE_RESPONSE
+    if not known or (len(known) == 1 and not by_itself):
         return UNLABELLED
     if by_itself or learns_from == "order_and_ties":
         return None
-    return TIE if all(grade == grades[0] for grade in grades) else None
+    return TIE if all(number == known[0] for number in known) else None
 
 
 def usable_by(comparison: Comparison) -> tuple[str, ...]:

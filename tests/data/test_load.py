@@ -330,3 +330,57 @@ def test_the_cache_key_covers_every_module_that_reads_rows() -> None:
             for name in registry.names(kind)
         ),
     }
+
+
+ATTRIBUTE_ROWS: list[dict[str, Any]] = [
+    {"prompt": "a", "responses": ["1", "2"], "grades": [1, 0], "attributes": {"clear": [3, 2]}},
+    {"prompt": "b", "responses": ["1", "2"], "attributes": {"clear": [2, 2], "short": [1, None]}},
+    {"prompt": "c", "responses": ["1"], "attributes": {"short": 5}},
+    {"prompt": "d", "responses": ["1", "2"], "grades": [1, 0]},
+    {"prompt": "e", "responses": ["1", "2"], "attributes": {"clear": [None, None]}},
+]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "learns_from", "kept", "rated"),
+    [
+        ((), "order", "ad", 2),
+        (("clear",), "order", "a", 1),
+        (("clear", "preference"), "order", "ad", 2),
+        (("clear",), "order_and_ties", "ab", 1),
+        (("short",), "ratings", "bc", 0),
+        (("short", "clear", "preference"), "ratings", "abcd", 2),
+    ],
+)
+def test_rows_are_kept_for_the_outputs_that_learn_from_them(
+    tmp_path: Path, outputs: tuple[str, ...], learns_from: LearnsFrom, kept: str, rated: int
+) -> None:
+    path = write(tmp_path / "rows.jsonl", ATTRIBUTE_ROWS)
+    loaded = load_comparisons(
+        (Source(path=path),), seed=1, learns_from=learns_from, outputs=outputs
+    )
+    assert [row.prompt for row in loaded.comparisons] == list(kept)
+    assert (loaded.rated, loaded.attributes) == (rated, {"clear": 2, "short": 2})
+    assert loaded.tally.rows == 5 == loaded.tally.used + sum(loaded.tally.dropped.values())
+    of_row = {row["prompt"]: row.get("attributes", {}) for row in ATTRIBUTE_ROWS}
+    first = next(iter(loaded.comparisons))
+    assert {name: list(some) for name, some in first.attributes.items()} == of_row[first.prompt]
+    # What an objective of another kind could use, for the same outputs.
+    if learns_from == "order" and outputs == ("clear",):
+        assert loaded.usable_by == {"order_and_ties": 1, "ratings": 1}
+
+
+def test_outputs_that_no_row_has_are_named_with_the_attributes_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ATTRIBUTE_ROWS)
+    with pytest.raises(DataError) as raised:
+        load_comparisons((Source(path=path),), seed=1, outputs=("clarity", "brief"))
+    message = str(raised.value)
+    assert message.startswith(f"none of the 5 rows of {path} can be used: 4 unlabelled (")
+    assert message.endswith(
+        "; the outputs are clarity, brief, the attributes of the rows clear, short."
+    )
+    plain = write(tmp_path / "plain.jsonl", [pair("a")])
+    with pytest.raises(
+        DataError, match=r"the outputs are clear, the attributes of the rows none\."
+    ):
+        load_comparisons((Source(path=plain),), seed=1, outputs=("clear",))

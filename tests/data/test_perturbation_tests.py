@@ -179,6 +179,17 @@ def test_single_responses_of_low_rating_are_skipped_and_counted():
     assert (len(same.tests), same.skipped) == (4, {})
 
 
+def test_responses_without_grades_are_not_drawn():
+    attributes = {"clear": (1.0, 2.0)}
+    unknown = replace(comparison(0, grades=()), rated=True, attributes=attributes)
+    single = replace(unknown, responses=unknown.responses[1:], attributes={"clear": (2.0,)})
+    built = build_perturbation_tests([unknown, single, comparison(50), comparison(1)])
+    assert {one.comparison.id for one in built.tests} == {"50", "1"}
+    assert built.skipped == {}
+    (one,) = build_perturbation_tests([replace(comparison(0), attributes=attributes)]).tests
+    assert one.comparison.attributes == {}
+
+
 def test_grades_of_several_responses_skip_none():
     # The best of three ranks is no better than the best of two.
     rows = [

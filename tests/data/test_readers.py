@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from plaudit.data.formats.readers import (
 )
 from plaudit.data.reasons import EXPLANATIONS, why_untrainable
 from plaudit.errors import DataError
+from plaudit.recipe.objectives import LearnsFrom
 from plaudit.types import Comparison, Message, Turns
 
 
@@ -91,8 +93,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "instruction": "Name a prime",
         "models": ["a", "b", "c"],
         "completions": [
-            {"model": "a", "response": "4", "overall_score": 1.0},
-            {"model": "b", "response": "5", "overall_score": 8.5},
+            {
+                "model": "a",
+                "response": "4",
+                "overall_score": 1.0,
+                "annotations": {"honesty": {"Rating": "1", "Rationale": "It is even."}},
+            },
+            {
+                "model": "b",
+                "response": "5",
+                "overall_score": 8.5,
+                "annotations": {"honesty": {"Rating": "5"}, "helpfulness": {"Rating": "N/A"}},
+            },
             {"model": "c", "response": "6", "overall_score": 2.0},
         ],
     },
@@ -435,6 +447,113 @@ def test_signs_and_ties_are_kept(
     assert why_untrainable(comparison) == reason
 
 
+RATED_PAIR = {"attributes": {"clear": [4, None], "up to date/ü": [0.5, -1]}}
+ATTRIBUTES = {"clear": (4.0, None), "up to date/ü": (0.5, -1.0)}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_format_may_have_attributes(name: str) -> None:
+    """Of each response in the order of the row, in place of what the format itself reads."""
+    plain = parse(EXAMPLES[name])
+    count = len(plain.responses)
+    given = {"clear": [*range(count)], "helpfulness": [None] * (count - 1) + [2], "no": [None]}
+    given["no"] *= count
+    comparison = parse(EXAMPLES[name] | {"attributes": given})
+    assert comparison.attributes == {
+        **plain.attributes,
+        "clear": tuple(map(float, range(count))),
+        "helpfulness": (*[None] * (count - 1), 2.0),
+    }
+    assert replace(comparison, attributes=plain.attributes) == plain
+    assert parse(EXAMPLES[name] | {"attributes": json.dumps(given)}) == comparison
+
+
+def test_attributes_of_a_pair_and_of_a_single_response() -> None:
+    assert parse(EXAMPLES["explicit_text"] | RATED_PAIR).attributes == ATTRIBUTES
+    single = EXAMPLES["unpaired"] | {"attributes": {"clear": 3, "long": None, "kind": [None]}}
+    assert parse(single).attributes == {"clear": (3.0,)}
+    for nothing in (None, {}, "", " ", {"clear": [None, None]}):
+        assert parse(EXAMPLES["explicit_text"] | {"attributes": nothing}).attributes == {}
+
+
+def test_the_ratings_of_helpsteer_and_ultrafeedback_are_attributes() -> None:
+    comparison = parse(EXAMPLES["helpsteer2_ratings"] | {"correctness": None, "coherence": 2.5})
+    assert comparison.attributes == {
+        "helpfulness": (3.0,),
+        "coherence": (2.5,),
+        "verbosity": (1.0,),
+    }
+    assert (comparison.grades, comparison.metadata) == ((3.0,), {})
+    comparison = parse(EXAMPLES["ultrafeedback"])
+    assert comparison.attributes == {"honesty": (1.0, 5.0, None)}
+    assert comparison.grades == (1.0, 8.5, 2.0)
+    odd: list[dict[str, Any]] = [
+        {"response": "4", "annotations": {"honesty": {"Rating": rating}, "tone": "x"}}
+        for rating in ("4", 3, 2.5, "N/A", "inf", "", None, True, ["1"], 10**400)
+    ]
+    odd += [{"response": "4", "annotations": other} for other in (None, "N/A", [{"Rating": "1"}])]
+    comparison = parse(EXAMPLES["ultrafeedback"] | {"completions": odd})
+    assert comparison.attributes == {"honesty": (4.0, 3.0, 2.5, *[None] * 10)}
+    assert "attribute is named 'a:b'" in complaint(
+        {"instruction": "?", "completions": [{"response": "4", "annotations": {"a:b": {}}}]}
+    )
+
+
+PARTLY_RATED = {
+    "attributes": {"clear": [4, None, 2], "short": [None, 1, None], "kind": [3, 3, 3]},
+    "grades": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "outputs", "order", "ties", "ratings"),
+    [
+        ({}, (), "unlabelled", "unlabelled", "unlabelled"),
+        ({}, ("clear",), None, None, None),
+        ({}, ("short",), "unlabelled", "unlabelled", None),
+        ({}, ("kind",), "tie", None, None),
+        ({}, ("short", "kind"), "tie", None, None),
+        ({}, ("kind", "clear"), None, None, None),
+        ({}, ("absent",), "unlabelled", "unlabelled", "unlabelled"),
+        ({}, ("preference",), "unlabelled", "unlabelled", "unlabelled"),
+        ({}, ("preference", "short"), "unlabelled", "unlabelled", None),
+        ({"grades": [1, 0, 0]}, ("preference",), None, None, None),
+        ({"grades": [1, 0, 0]}, ("short",), "unlabelled", "unlabelled", None),
+        ({"grades": [1, 1, 1]}, ("preference", "short"), "tie", None, None),
+        ({"grades": [1, 1, 1]}, ("preference", "clear"), None, None, None),
+        ({"grades": [2, 1, 0], "attributes": {"preference": [5, 5, None]}}, ("preference",),
+         "tie", None, None),
+        ({"responses": ["a"], "attributes": {"clear": 4}}, ("clear",),
+         "single_response", "single_response", None),
+        ({"responses": ["a"], "attributes": {"clear": 4}}, ("short",),
+         "single_response", "single_response", "unlabelled"),
+        ({"responses": ["a", "a", "a"]}, ("clear",), *["identical_responses"] * 3),
+        ({"responses": ["a", "", "b"]}, ("clear",), *["empty_response"] * 3),
+    ],
+)  # fmt: skip
+def test_which_outputs_can_learn_from_a_row(
+    change: dict[str, Any],
+    outputs: tuple[str, ...],
+    order: str | None,
+    ties: str | None,
+    ratings: str | None,
+) -> None:
+    """One output with a label is enough; of an order, two different numbers."""
+    comparison = parse(EXAMPLES["ranked"] | PARTLY_RATED | change)
+    learned: tuple[LearnsFrom, ...] = ("order", "order_and_ties", "ratings")
+    found = tuple(why_untrainable(comparison, one, outputs) for one in learned)
+    assert found == (order, ties, ratings)
+
+
+def test_the_preference_of_a_pair_is_learned_beside_ratings() -> None:
+    """A pair is no rating, and under an objective of ratings it says which is better."""
+    pair = parse(EXAMPLES["explicit_text"])
+    every: tuple[LearnsFrom, ...] = ("order", "order_and_ties", "ratings")
+    for learns_from in every:
+        assert why_untrainable(pair, learns_from, ("preference",)) is None
+        assert why_untrainable(pair, learns_from, ("clear",)) == "unlabelled"
+
+
 def test_a_helpsteer2_prompt_of_several_turns() -> None:
     prompt = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAnd?"
     assert said(parse(EXAMPLES["helpsteer2"] | {"prompt": prompt}).prompt) == [
@@ -693,6 +812,40 @@ def test_images_audio_and_video_are_named(change: dict[str, Any], reason: str | 
         ("explicit_text", {"margin": 10**400}, "margin is NaN or infinite"),
         ("explicit_text", {"weight": 0}, "weight is 0 or less"),
         ("explicit_text", {"id": [1]}, "id is a list; expected text or a number"),
+        ("explicit_text", {"attributes": [1, 2]}, "attributes is a list; expected an object, or"),
+        ("explicit_text", {"attributes": 3}, "attributes is a number; expected an object"),
+        ("explicit_text", {"attributes": "good"}, "attributes is invalid JSON; expected an object"),
+        (
+            "explicit_text",
+            {"attributes": {"a": [1]}},
+            "attributes.a is a list of length 1; expected length 2: one number, or null, per",
+        ),
+        (
+            "explicit_text",
+            {"attributes": {"a": 1}},
+            "attributes.a is a number; expected a list of 2 numbers, one per response",
+        ),
+        ("unpaired", {"attributes": {"a": [1, 2]}}, "is a list of length 2; expected length 1"),
+        ("unpaired", {"attributes": {"a": "good"}}, "attributes.a is text; expected a number"),
+        ("unpaired", {"attributes": {"a": True}}, "attributes.a is a boolean; expected a number"),
+        ("explicit_text", {"attributes": {"a": [1, "2"]}}, "attributes.a[1] is text; expected a"),
+        ("explicit_text", {"attributes": {"a": [True, 1]}}, "attributes.a[0] is a boolean"),
+        ("explicit_text", {"attributes": {"a": [math.nan, 1]}}, "attributes.a[0] is NaN or inf"),
+        ("explicit_text", {"attributes": {"a": [1, -math.inf]}}, "attributes.a[1] is NaN or inf"),
+        (
+            "explicit_text",
+            {"attributes": {"": [1, 2]}},
+            "an attribute is named ''; expected letters",
+        ),
+        ("explicit_text", {"attributes": {" a": [1, 2]}}, "an attribute is named ' a'"),
+        ("explicit_text", {"attributes": {"a\nb": [1, 2]}}, "an attribute is named 'a\\nb'"),
+        ("explicit_text", {"attributes": {"a,b": [1, 2]}}, "an attribute is named 'a,b'"),
+        (
+            "explicit_text",
+            {"attributes": {"x:" * 99: [1, 2]}},
+            "x:'; expected letters, digits, _, -, . and /",
+        ),
+        ("helpsteer2_ratings", {"verbosity": "long"}, "verbosity is text; expected a number"),
         ("explicit_text", {"tools": "{"}, "tools is invalid JSON"),
         ("explicit_text", {"tools": {"a": 1}}, "tools is an object; expected a list"),
         ("explicit_text", {"tools": ["a"]}, "tools[0] is text; expected an object"),
@@ -863,3 +1016,6 @@ def test_any_row_gives_a_comparison_or_a_data_error(name: str, data: st.DataObje
             assert len(outcome.grades) in (0, len(outcome.responses))
             assert why_untrainable(outcome) in {None, *EXPLANATIONS}
             assert all(math.isfinite(grade) for grade in outcome.grades)
+            for numbers in outcome.attributes.values():
+                assert len(numbers) == len(outcome.responses)
+                assert all(number is None or math.isfinite(number) for number in numbers)

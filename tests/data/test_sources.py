@@ -180,6 +180,9 @@ def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> No
         "weight": " ",
         "label": "True",
         "tools": "",
+        "attributes": " ",
+        "verbosity": "3",
+        "coherence": "",
         "id": "7",
         "year": "1999",
     }
@@ -193,6 +196,9 @@ def test_csv_cells_become_messages_lists_numbers_and_nulls(tmp_path: Path) -> No
         "weight": None,
         "label": True,
         "tools": None,
+        "attributes": None,
+        "verbosity": 3,
+        "coherence": None,
     }
     assert second["margin"] == "x"
 

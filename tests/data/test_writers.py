@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.formats.readers import READERS, choose_reader, to_comparison
-from plaudit.data.formats.records import LOSSES, SKIP_REASONS
+from plaudit.data.formats.records import LOSSES, SKIP_REASONS, attributes_at
 from plaudit.data.formats.writers import (
     WRITERS,
     choose_writer,
@@ -42,6 +42,12 @@ words = st.text(min_size=1, max_size=30)
 grades = st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 7.0]), min_size=1, max_size=4)
 
 
+def attributes_of(count: int) -> st.SearchStrategy[dict[str, tuple[float | None, ...]]]:
+    numbers = st.lists(st.sampled_from([None, -1.0, 0.1, 3.0]), min_size=count, max_size=count)
+    some = numbers.filter(lambda row: set(row) != {None}).map(tuple)
+    return st.dictionaries(st.sampled_from(["clear", "up to date/ü"]), some)
+
+
 @st.composite
 def comparisons(draw: st.DrawFn) -> Comparison:
     given_grades = draw(grades)
@@ -67,6 +73,7 @@ def comparisons(draw: st.DrawFn) -> Comparison:
         where="file:7",
         margin=draw(st.sampled_from([None, 0.5])),
         weight=draw(st.sampled_from([1.0, 2.0])),
+        attributes=draw(attributes_of(count)),
         metadata={"note": draw(words), "subset": "one"},
     )
 
@@ -117,6 +124,10 @@ def test_what_is_written_reads_back_as_it_was(name: str, comparison: Comparison)
         texts = [json.dumps(whole(back.prompt, r, strip=writer.strips)) for r in back.responses]
         seen |= set(texts)
         assert set(texts) <= set(expected)
+        if len(set(expected)) == len(comparison.responses):
+            assert back.attributes == attributes_at(
+                comparison.attributes, map(list(expected).index, texts)
+            )
         known = [expected[text] for text in texts]
         if name in ORDER_ALONE:
             same = list(zip(back.grades, known, strict=True))
@@ -221,6 +232,50 @@ def test_a_soft_label_is_kept_or_said_to_be_lost() -> None:
     cut = write_comparison(WRITERS["unpaired"], pair)
     assert cut.losses == ("cut_to_single_responses", "soft_label_dropped")
     assert all("soft_label" not in row for row in cut.rows)
+
+
+ATTRIBUTES = {"clear": (1.0, 2.5, None), "brief": (None, None, 0.0)}
+
+
+def test_attributes_stay_with_their_responses() -> None:
+    """In rows of fewer responses, and in another order, as in the row of all."""
+    rich = replace(PAIR, attributes=ATTRIBUTES)
+    for name, losses, expected in (
+        ("ranked", (), [{"clear": [1.0, 2.5, None], "brief": [None, None, 0.0]}]),
+        (
+            "unpaired",
+            ("cut_to_single_responses", "attributes_not_read"),
+            [{"clear": [1.0]}, {"clear": [2.5]}, {"brief": [0.0]}],
+        ),
+        (
+            "explicit_conversational",
+            ("tied_pairs", "cut_to_pairs", "attributes_not_read"),
+            [{"clear": [2.5, 1.0]}, {"clear": [2.5, None], "brief": [None, 0.0]}],
+        ),
+    ):
+        written = write_comparison(WRITERS[name], rich)
+        assert (written.losses, [row["attributes"] for row in written.rows]) == (losses, expected)
+        for row in written.rows:
+            read = to_comparison(choose_reader(row, where=""), row, number=1, where="", source="")
+            assert read.attributes == {k: tuple(v) for k, v in row["attributes"].items()}
+    plain = write_comparison(WRITERS["ranked"], PAIR)
+    assert all("attributes" not in row for row in plain.rows)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz", ".csv", ".parquet"])
+def test_a_file_keeps_the_attributes_of_its_rows(ending: str, tmp_path: Path) -> None:
+    """Rows that differ in their attributes, or have none, in one file."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "responses": ["1", "2"], "attributes": {"clear": [4, None]}},
+        {"prompt": "b", "responses": ["1", "2"], "grades": [1, 0]},
+        {"prompt": "c", "responses": ["1"], "attributes": {"up to date/ü": 0.1, "clear": 1e-300}},
+        *({"prompt": f"d{n}", "responses": ["1"], "attributes": {"n": n}} for n in range(600)),
+    ]
+    out = tmp_path / f"out{ending}"
+    convert(Source(path=str(write_jsonl(tmp_path / "in.jsonl", rows))), out, WRITERS["ranked"])
+    read = [row.comparison.attributes for row in open_source(Source(path=str(out))).rows]
+    assert read[:3] == [{"clear": (4.0, None)}, {}, {"up to date/ü": (0.1,), "clear": (1e-300,)}]
+    assert read[3:] == [{"n": (float(n),)} for n in range(600)]
 
 
 def test_ratings_that_become_ranks_are_said_to_be_lost() -> None:

@@ -7,7 +7,9 @@ rules are suites of ``plaudit eval``.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -31,6 +33,7 @@ HUMAN: Final = "\n\nHuman:"
 ASSISTANT: Final = "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+HELPSTEER_RATINGS: Final = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ROLES: Final = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
@@ -56,7 +59,10 @@ def helpsteer_turns(text: str) -> Messages:
 
 
 def ultrafeedback(row: Row) -> ParsedRow:
-    """UltraFeedback before binarising: an instruction and completions with an overall score."""
+    """UltraFeedback before binarising: an instruction and completions with an overall score.
+
+    The ratings of their ``annotations`` (instruction_following, honesty, …) are attributes.
+    """
     read_score = partial(values.optional_number, column="overall_score")
     scores = values.each(row, "completions", read_score)
     known = tuple(score for score in scores if score is not None)
@@ -66,7 +72,39 @@ def ultrafeedback(row: Row) -> ParsedRow:
         grades=known if len(known) == len(scores) else (),
         rated=True,
         strength=abs(known[0] - known[1]) if len(known) == len(scores) == 2 else None,
+        attributes=_attributes(values.each(row, "completions", _ultrafeedback_ratings)),
     )
+
+
+def _ultrafeedback_ratings(completion: Row) -> dict[str, float | None]:
+    """The rating of each aspect under ``annotations``: a number as text, or ``N/A``."""
+    annotations = completion.get("annotations")
+    if not isinstance(annotations, Mapping):
+        return {}
+    return {
+        values.attribute_name(aspect): _number_in(annotation.get("Rating"))
+        for aspect, annotation in annotations.items()
+        if isinstance(annotation, Mapping)
+    }
+
+
+def _number_in(value: object) -> float | None:
+    """A number, or the one that a text is; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _attributes(
+    of_responses: Sequence[Mapping[str, float | None]],
+) -> dict[str, tuple[float | None, ...]]:
+    """The ratings of each response as one tuple per attribute."""
+    names = dict.fromkeys(name for ratings in of_responses for name in ratings)
+    return {name: tuple(ratings.get(name) for ratings in of_responses) for name in names}
 
 
 def helpsteer2(row: Row) -> ParsedRow:
@@ -80,13 +118,18 @@ def helpsteer2(row: Row) -> ParsedRow:
 
 
 def helpsteer2_ratings(row: Row) -> ParsedRow:
-    """HelpSteer2's ratings: one response and its helpfulness; the other ratings are metadata."""
-    helpfulness = values.optional_number(row, "helpfulness")
+    """HelpSteer's and HelpSteer2's ratings: one response and its helpfulness.
+
+    All five ratings are attributes.
+    """
+    ratings = {name: values.optional_number(row, name) for name in HELPSTEER_RATINGS}
+    helpfulness = ratings["helpfulness"]
     return ParsedRow(
         prompt=helpsteer_turns(values.text(row, "prompt")),
         responses=(assistant_turn(values.text(row, "response")),),
         grades=() if helpfulness is None else (helpfulness,),
         rated=True,
+        attributes=_attributes([ratings]),
     )
 
 
@@ -250,7 +293,11 @@ READERS: Final = (
     reader_of(
         helpsteer2, _text("prompt", "response_1", "response_2") | _any("preference_strength")
     ),
-    reader_of(helpsteer2_ratings, _text("prompt", "response") | _any("helpfulness")),
+    reader_of(
+        helpsteer2_ratings,
+        _text("prompt", "response") | _any("helpfulness"),
+        optional=HELPSTEER_RATINGS,
+    ),
     reader_of(
         helpsteer3,
         _messages("context") | _text("response1", "response2") | _any("overall_preference"),

@@ -21,6 +21,7 @@ from plaudit.data.formats.records import (
     ParsedRow,
     Reader,
     assistant_turn,
+    attributes_at,
     pair,
     pair_of_conversations,
     reader_of,
@@ -34,7 +35,10 @@ from plaudit.recipe.schema import Source
 from plaudit.types import MEDIA, MEDIA_COLUMNS, Comparison, Turns, has_media, media_columns
 
 SHARED_COLUMNS: Final = MEDIA_COLUMNS | frozenset(
-    {"margin", "weight", "soft_label", "tools", "chat_template_kwargs", "id", "source"}
+    {
+        *("margin", "weight", "soft_label", "attributes"),
+        *("tools", "chat_template_kwargs", "id", "source"),
+    }
 )
 """Columns that any format may have."""
 
@@ -101,7 +105,8 @@ def to_comparison(
     ``strength_use`` says what the strength of the preference (:func:`strength_of`) becomes: the
     margin, where the row has none of its own, or a factor of its weight; a row that would weigh
     nothing is a tie. ``soft_label`` takes the share of annotators who agree in place of the
-    strength, where the row has no soft label of its own. Checks only types, never usefulness: see
+    strength, where the row has no soft label of its own. Attributes of the row's own column go
+    before those of its format. Checks only types, never usefulness: see
     :func:`plaudit.data.reasons.why_untrainable`.
 
     Raises:
@@ -114,6 +119,7 @@ def to_comparison(
         margin = values.optional_number(row, "margin")
         weight = values.weight(row)
         soft_label = values.soft_label(row, len(parsed.responses))
+        attributes = {**parsed.attributes, **values.attributes(row, len(parsed.responses))}
         if strength_use != "ignore" and len(parsed.responses) > 2:
             raise DataError(
                 f"the row has {len(parsed.responses)} responses, but `preference_strength: "
@@ -141,6 +147,7 @@ def to_comparison(
             weight=weight,
             soft_label=soft_label,
             rated=parsed.rated,
+            attributes=attributes_at(attributes, range(len(parsed.responses))),
             tools=values.tools(row),
             chat_template_kwargs=values.from_json(row, "chat_template_kwargs", dict) or {},
             metadata={

@@ -6,7 +6,7 @@ Formats of other tools lie in ``interop/<tool>/`` and are found through :mod:`pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -27,7 +27,8 @@ class ParsedRow:
 
     ``rated`` says that a grade means something by itself and not only by its order. ``strength`` is
     how clear a preference between two responses is, in the format's own units, 0 or more;
-    ``agreement`` is the share of annotators who prefer the better one.
+    ``agreement`` is the share of annotators who prefer the better one. ``attributes`` are named
+    ratings, for each one number per response, None where it is missing.
     ``unusable`` is a key of :data:`plaudit.data.reasons.EXPLANATIONS` where the row is well formed
     and no comparison to learn from. ``metadata`` is more to keep beside it.
     """
@@ -38,6 +39,7 @@ class ParsedRow:
     rated: bool = False
     strength: float | None = None
     agreement: float | None = None
+    attributes: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     unusable: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +81,15 @@ def reader_of(
 ) -> Reader:
     """A reader named like its function."""
     return Reader(name=parse.__name__, columns=columns, parse=parse, when=when, optional=optional)
+
+
+def attributes_at(
+    attributes: Mapping[str, tuple[float | None, ...]], places: Iterable[int]
+) -> dict[str, tuple[float | None, ...]]:
+    """Those of the responses at ``places``, in their order; without any number, none is left."""
+    order = list(places)
+    taken = {name: tuple(numbers[at] for at in order) for name, numbers in attributes.items()}
+    return {name: some for name, some in taken.items() if any(n is not None for n in some)}
 
 
 def pair(prompt: Turns, chosen: Turns, rejected: Turns) -> ParsedRow:
@@ -161,6 +172,7 @@ LOSSES: Final[dict[str, str]] = {
     "margin_not_read": "the tool ignores the margin; the column is kept",
     "weight_not_read": "the tool ignores the weight; the column is kept",
     "soft_label_not_read": "the tool ignores the soft label; the column is kept",
+    "attributes_not_read": "the tool ignores the attributes; the column is kept",
     "tools_not_read": "the tool ignores the tools; the column is kept",
     "chat_template_kwargs_not_read": "the tool ignores chat_template_kwargs; the column is kept",
 }
@@ -179,7 +191,7 @@ class Writer:
     response or ``many``; all messages where ``turns`` is ``chat`` and all text where it is
     ``text``. ``reader_name`` is the reader of the rows where it has another name. Other columns
     may not have the names that are optional to the reader, or ``reserved``. ``reads`` are those of
-    margin, weight, soft_label, tools and chat_template_kwargs that the tool itself reads.
+    margin, weight, soft_label, attributes, tools and chat_template_kwargs that the tool reads.
     ``ordered`` formats keep of the grades their order alone; ``strips`` ones lose white space
     around a turn. ``flat`` rows can stand in a CSV file. ``check_out`` raises an OutputError for a
     file that the tool cannot read; ``describe`` tells the tool of a new file.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -288,6 +289,48 @@ def soft_label(row: Row, responses: int) -> float | None:
             "annotators who prefer the better response of a pair."
         )
     return number
+
+
+def attributes(row: Row, responses: int) -> dict[str, tuple[float | None, ...]]:
+    """Named ratings: for each, one number per response, None where it is missing.
+
+    The number of a single response may stand without a list. A null in place of a list says
+    nothing.
+    """
+    read: dict[str, tuple[float | None, ...]] = {}
+    for name, value in (from_json(row, "attributes", dict) or {}).items():
+        what = f"attributes.{attribute_name(name)}"
+        if value is None:
+            continue
+        if isinstance(value, list):
+            if len(value) != responses:
+                raise DataError(
+                    f"{what} is a list of length {len(value)}; expected length {responses}: one "
+                    "number, or null, per response."
+                )
+            read[name] = tuple(
+                None if number is None else as_number(number, f"{what}[{at}]")
+                for at, number in enumerate(value)
+            )
+        elif responses == 1:
+            read[name] = (as_number(value, what),)
+        else:
+            raise _wrong(what, value, f"a list of {responses} numbers, one per response")
+    return read
+
+
+def attribute_name(name: str) -> str:
+    """The name of an attribute, which metrics, options and columns of tables can hold."""
+    if not _ATTRIBUTE.fullmatch(name):
+        raise DataError(
+            f"an attribute is named {name[:_NAME_CHARACTERS]!r}; expected letters, digits, _, -, . "
+            "and /, with spaces only between them."
+        )
+    return name
+
+
+_ATTRIBUTE: Final = re.compile(r"[\w./-](?:[\w./ -]*[\w./-])?")
+_NAME_CHARACTERS: Final = 40
 
 
 def grades(row: Row, count: int) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from plaudit.data.formats.records import (
     UnfitError,
     Writer,
     answer_of,
+    attributes_at,
     dialogue_of,
     explicit,
     plain,
@@ -147,6 +148,7 @@ def _ones(comparison: Comparison, losses: list[str]) -> Iterator[Comparison]:
             responses=(response,),
             grades=grades,
             soft_label=None,
+            attributes=attributes_at(comparison.attributes, [at]),
         )
 
 
@@ -179,6 +181,7 @@ def _pairs(comparison: Comparison, pairs: Pairs, losses: list[str]) -> Iterator[
             id=comparison.id if count == 2 else f"{comparison.id}-{better}-{worse}",
             responses=(comparison.responses[better], comparison.responses[worse]),
             grades=(1.0, 0.0),
+            attributes=attributes_at(comparison.attributes, [better, worse]),
             metadata={**comparison.metadata, **scores},
         )
 
@@ -204,7 +207,10 @@ def _row(
     return row
 
 
-_SHARED: Final = ("margin", "weight", "soft_label", "tools", "chat_template_kwargs")
+_SHARED: Final = (
+    *("margin", "weight", "soft_label", "attributes"),
+    *("tools", "chat_template_kwargs"),
+)
 
 
 def _shared(comparison: Comparison) -> Row:
@@ -213,6 +219,7 @@ def _shared(comparison: Comparison) -> Row:
         "margin": comparison.margin,
         "weight": None if comparison.weight == 1.0 else comparison.weight,
         "soft_label": comparison.soft_label,
+        "attributes": {name: list(some) for name, some in comparison.attributes.items()},
         "tools": [dict(tool) for tool in comparison.tools or ()],
         "chat_template_kwargs": dict(comparison.chat_template_kwargs),
     }

@@ -296,12 +296,13 @@ def build_perturbation_tests(
     """Tests of at most ``most`` comparisons, one per prompt group, drawn by ``seed``.
 
     The comparisons are walked once. Which ones are drawn depends on the seed and their groups, not
-    on their order. A comparison whose best response has no text is skipped, and a single response
-    whose rating is low: below the median of those drawn, or the lowest of them if they differ. What
-    perturbations borrow from other answers is in the language of the answer.
+    on their order. Those without grades are not drawn. A comparison whose best response has no text
+    is skipped, and a single response whose rating is low: below the median of those drawn, or the
+    lowest of them if they differ. What perturbations borrow from other answers is in the language
+    of the answer.
     """
     # Twice as many, since about half of single responses are good.
-    sample = _sample(comparisons, 2 * most, seed)
+    sample = _sample((one for one in comparisons if one.grades), 2 * most, seed)
     least, low = _least_good(sample), 0
     drawn: list[tuple[Comparison, tuple[str, str | None]]] = []
     for comparison in sample:

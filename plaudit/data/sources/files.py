@@ -205,9 +205,13 @@ _NUMBERS: Final = (
         "score_0",
         "score_1",
     ),
-    *("preference_strength", "overall_preference", "helpfulness", "better_response_id"),
+    *("preference_strength", "overall_preference", "better_response_id"),
+    *("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
 )
-_NULLABLE: Final = (*_NUMBERS, "grades", "tools", "chat_template_kwargs", "id", "source")
+_NULLABLE: Final = (
+    *(*_NUMBERS, "grades", "attributes"),
+    *("tools", "chat_template_kwargs", "id", "source"),
+)
 
 
 def _read_table(delimiter: str, path: Path, shown: str) -> Iterator[LocatedRow]:
