@@ -128,6 +128,13 @@ def _label_sentences(labels: Labels) -> Iterator[str]:
             f"{counted(labels.soft_labels, 'row')} with a soft label: annotators agree in "
             f"{percent(labels.mean_soft_label)} on average."
         )
+    if labels.attributes:
+        attributes = (
+            f"{one.name} ({counted(one.responses, 'response')}, {one.least:g} to {one.most:g}, "
+            f"mean {one.mean:.3g})"
+            for one in labels.attributes
+        )
+        yield f"Attributes: {', '.join(attributes)}."
 
 
 def _kinds(labels: Labels, learns_from: LearnsFrom) -> str:

@@ -97,6 +97,8 @@ def test_labels_are_in_the_output_and_on_the_page(
     ]
     rows.append({"prompt": "Tie?", "responses": ["a", "b"], "grades": [1, 1]})
     rows.append({"prompt": "Soft?", "responses": ["a", "b"], "grades": [1, 0], "soft_label": 0.75})
+    rows[0]["attributes"] = {"clear": 4}
+    rows[-1]["attributes"] = {"up to date": [None, 3], "clear": [0.5, -1]}
     data = str(write_jsonl(tmp_path / "rated.jsonl", rows))
     assert main(["data", "audit", data]) == 0
     shown = capsys.readouterr().err
@@ -104,12 +106,25 @@ def test_labels_are_in_the_output_and_on_the_page(
     assert "12 rows with ratings or grades, for mse, huber, bce, ordinal: 0 to 5, median 2" in shown
     assert "1 tie, for rao_kupper, davidson: 50.0% of the rows with a known order." in shown
     assert "1 row with a soft label: annotators agree in 75.0% on average." in shown
+    assert (
+        "Attributes: clear (3 responses, -1 to 4, mean 1.17), up to date (1 response, 3 to 3, "
+        "mean 3)."
+    ) in shown
     out = tmp_path / "audit"
     assert main(["data", "audit", data, "--loss", "ordinal", "--out", str(out)]) == 0
     assert "12 can be trained on with loss.kind ordinal." in capsys.readouterr().err
     page = (out / "audit.html").read_text(encoding="utf-8")
     assert "rows it can learn from" in page
     assert "Ratings or grades of responses." in page
+    cells = "".join(f'<td class="n">{cell}</td>' for cell in (3, -1, 1.17, 4))
+    assert f"<tr><td>clear</td>{cells}</tr>" in page
+    assert json.loads((out / "audit.json").read_text())["labels"]["attributes"][1] == {
+        "name": "up to date",
+        "responses": 1,
+        "least": 3.0,
+        "most": 3.0,
+        "mean": 3.0,
+    }
     assert usage_error(capsys, data, "--loss", "ordinl").count("did you mean ordinal?") == 1
 
 

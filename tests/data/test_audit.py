@@ -504,6 +504,60 @@ def test_labels_are_counted_by_what_they_say(tmp_path: Path) -> None:
     assert (labels.soft_labels, labels.objectives["mse"]) == (1, 0)
 
 
+def test_attributes_are_counted_per_response(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all batches, and not over the rows that the data are compared with."""
+    monkeypatch.setattr(measure, "BATCH_ROWS", 4)
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{n}?", "responses": [f"answer {n}"], "attributes": {"clear": n}}
+        for n in range(9)
+    ]
+    several = ({"clear": [None, -3.5], "Brief": [0.5, 2.5]}, {"Brief": [None, None]})
+    rows += [{"prompt": "A?", "responses": ["b", "c"], "attributes": some} for some in several]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    other = [pair("G?", "h", "i", attributes={"clear": [99, 99], "other": [1, 1]})]
+    held_out = write_jsonl(tmp_path / "eval.jsonl", other)
+    labels = look(data, eval_=[str(held_out)]).report.labels
+    assert [asdict(one) for one in labels.attributes] == [
+        {"name": "clear", "responses": 10, "least": -3.5, "most": 8.0, "mean": 3.25},
+        {"name": "Brief", "responses": 2, "least": 0.5, "most": 2.5, "mean": 1.5},
+    ]
+    assert look(held_out).report.labels.attributes[1].name == "other"
+    assert look(write_jsonl(tmp_path / "plain.jsonl", RATED)).report.labels.attributes == ()
+
+
+def test_rows_that_differ_in_a_label_alone_are_no_duplicates(tmp_path: Path) -> None:
+    rows = [
+        pair("A?", "b", "c"),
+        pair("A?", "b", "c", soft_label=0.8),
+        pair("A?", "b", "c", soft_label=1),
+        pair("A?", "b", "c", soft_label=0.6),
+        pair("A?", "b", "c", attributes={"clear": [1, 2]}),
+        pair("A?", "b", "c", attributes={"clear": [2, 1]}),
+        pair("A?", "b", "c", attributes={"clear": [1, None]}),
+        pair("A?", "b", "c", attributes={"brief": [1, 2]}),
+        pair("A?", "b", "c", attributes={"brief": [None, None], "clear": [1, 2]}),
+        pair("A?", "b", "c", attributes={"clear": [1, 2], "brief": [0, 0]}),
+        pair("A?", "b", "c", attributes={"brief": [0, 0], "clear": [1, 2]}),
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    result = look(data)
+    assert found(result)["exact_duplicates"] == [3, 9, 11]
+    assert result.flagged["exact_duplicates"].other_M.tolist() == [0, 4, 9]
+    out = tmp_path / "clean.jsonl"
+    counts = write_cleaned(Source(path=str(data)), out, result.drop_N)
+    assert (counts.kept, counts.dropped) == (8, {"exact_duplicates": 3})
+    # The order of the responses in a row says nothing.
+    turned = [
+        {"prompt": "A?", "responses": ["b", "c"], "attributes": {"clear": [1, None]}},
+        {"prompt": "A?", "responses": ["c", "b"], "attributes": {"clear": [None, 1]}},
+        {"prompt": "A?", "responses": ["c", "b"], "attributes": {"clear": [1, None]}},
+    ]
+    result = look(write_jsonl(tmp_path / "turned.jsonl", turned))
+    assert found(result)["exact_duplicates"] == [2]
+
+
 def test_ratings_are_checked_for_objectives_that_learn_from_them(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", RATED)
     ratings = ("not_labels", "constant_ratings", "conflicting_ratings")

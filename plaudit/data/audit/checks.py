@@ -276,7 +276,7 @@ def first_of_equals(key_N: Array) -> RowArray:
 
 
 def exact_duplicates(evidence: Evidence) -> FlaggedRows:
-    """Rows with the prompt, the responses and the grades of an earlier row."""
+    """Rows with the prompt, the responses and the labels of an earlier row."""
     first_N = first_of_equals(evidence.column("row_key"))
     rows = np.flatnonzero(first_N != np.arange(evidence.data))
     return FlaggedRows(rows_M=rows, other_M=first_N[rows])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -362,7 +363,7 @@ ROW: Final = np.dtype(
     [
         ("group", np.uint64),  # the prompt, roles and contents
         ("prompt_key", np.uint64),  # the prompt's text without form, case and white space; 0: none
-        ("row_key", np.uint64),  # prompt, responses and grades
+        ("row_key", np.uint64),  # prompt, responses and labels
         ("pair_key", np.uint64),  # prompt and responses, in any order
         ("split", np.uint64),  # the value of the split column; 0 without
         ("reason", np.uint8),  # why the objective cannot learn from it
@@ -395,16 +396,37 @@ RESPONSE: Final = np.dtype(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Numbers of an attribute over many responses: how many, their sum and their range."""
+
+    count: int
+    total: float
+    least: float
+    most: float
+
+    def plus(self, other: Numbers) -> Numbers:
+        """Both together."""
+        return Numbers(
+            count=self.count + other.count,
+            total=self.total + other.total,
+            least=min(self.least, other.least),
+            most=max(self.most, other.most),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
     """Numbers of all rows (``of_rows``, of type :data:`ROW`) and of all responses.
 
-    ``names`` are the words behind codes (scripts, split values, reasons). ``sketches`` is the file
-    of the rows' MinHash sketches, ``SKETCH`` values a row: responses, then prompt.
+    ``names`` are the words behind codes (scripts, split values, reasons). ``attributes`` are those
+    of the audited rows. ``sketches`` is the file of the rows' MinHash sketches, ``SKETCH`` values a
+    row: responses, then prompt.
     """
 
     of_rows: Array
     of_responses: Array
     names: Mapping[int, str]
+    attributes: Mapping[str, Numbers]
     sketches: Path
 
     @property
@@ -430,12 +452,13 @@ def measure_columns(
         OutputError: the disk.
     """
     names: dict[int, str] = {}
+    attributes: dict[str, Numbers] = {}
     done = 0
     # Through files: parts in memory and what they are joined to would take twice the memory.
     paths = [folder / name for name in ("rows", "responses", "sketches")]
     with writing(folder), ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for batch, found in map_forked(
+        for batch, found, numbers_of in map_forked(
             _Measurer(rows, functions, held_out, loss),
             range(0, len(rows), BATCH_ROWS),
             rows=len(rows),
@@ -444,18 +467,23 @@ def measure_columns(
             for file, numbers in zip(files, batch, strict=True):
                 file.write(numbers.tobytes())
             names |= found
+            for name, these in numbers_of.items():
+                attributes[name] = attributes[name].plus(these) if name in attributes else these
             done += len(batch[0])
             on_progress("measuring", done, len(rows))
     return Columns(
         of_rows=np.fromfile(paths[0], ROW),
         of_responses=np.fromfile(paths[1], RESPONSE),
         names=names,
+        attributes=attributes,
         sketches=paths[2],
     )
 
 
 class _Measurer:
-    """One batch as numbers (of its rows, its responses, its sketches), and the names of codes."""
+    """One batch as numbers (of its rows, its responses, its sketches), the names of codes, and its
+    attributes.
+    """
 
     def __init__(
         self, rows: AuditRows, functions: Functions, held_out: HeldOutGrams, loss: str
@@ -467,7 +495,9 @@ class _Measurer:
         self.sketch_prompt = Sketcher(PROMPT_SKETCH)
         self.sketch_responses = Sketcher(RESPONSES_SKETCH)
 
-    def __call__(self, start: int) -> tuple[tuple[Array, Array, Hashes], dict[int, str]]:
+    def __call__(
+        self, start: int
+    ) -> tuple[tuple[Array, Array, Hashes], dict[int, str], dict[str, Numbers]]:
         numbers = range(start, min(start + BATCH_ROWS, len(self.rows)))
         comparisons = [self.rows[number] for number in numbers]
         rows = np.zeros(len(comparisons), ROW)
@@ -484,7 +514,8 @@ class _Measurer:
                 row["unrendered"] = _code_of(tokens.field, names) if tokens.field else 0
             else:
                 row["longest"], row["shared"] = tokens.longest, tokens.shared
-        return (rows, np.array(responses, RESPONSE), sketches), names
+        audited_rows = comparisons[: max(0, self.rows.data - start)]
+        return (rows, np.array(responses, RESPONSE), sketches), names, _attributes(audited_rows)
 
     def _measure(
         self,
@@ -530,11 +561,30 @@ class _Measurer:
         return zip(digests, map(len, texts), grades, main, strict=True)
 
 
+def _attributes(comparisons: Sequence[Comparison]) -> dict[str, Numbers]:
+    """The attributes of these rows."""
+    known: defaultdict[str, list[float]] = defaultdict(list)
+    for comparison in comparisons:
+        for name, numbers in comparison.attributes.items():
+            known[name] += [number for number in numbers if number is not None]
+    return {
+        name: Numbers(count=len(numbers), total=sum(numbers), least=min(numbers), most=max(numbers))
+        for name, numbers in known.items()
+    }
+
+
 def row_key(comparison: Comparison) -> int:
-    """Equal for rows with the same prompt, responses and grades."""
+    """Equal for rows with the same prompt, responses, grades, soft label and attributes."""
     digests = [digest_of(response) for response in comparison.responses]
-    graded = sorted(zip_longest(digests, comparison.grades, fillvalue=None))
-    return _code(repr((comparison.group, graded)).encode())
+    # The default of a soft label is 1, and a missing number is as good as a missing attribute.
+    soft_label = 1.0 if comparison.soft_label is None else comparison.soft_label
+    named = sorted(comparison.attributes.items())
+    known = [
+        [(name, numbers[at]) for name, numbers in named if numbers[at] is not None]
+        for at in range(len(digests))
+    ]
+    labelled = sorted(map(repr, zip_longest(digests, comparison.grades, known, fillvalue=None)))
+    return _code(repr((comparison.group, labelled, soft_label)).encode())
 
 
 def digest_of(turns: Turns) -> int:

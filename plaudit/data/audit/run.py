@@ -147,11 +147,23 @@ class Ratings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """A named rating of responses: how many have it, the least, the most and the mean."""
+
+    name: str
+    responses: int
+    least: float
+    most: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """Rows by what their labels say; a row may have several kinds of labels.
 
     ``ties`` are rows of equal grades alone, and ``tie_share`` is their share of those with a known
-    order or a tie. ``objectives`` counts for each the rows that it can learn from.
+    order or a tie. ``objectives`` counts for each the rows that it can learn from. ``attributes``
+    are those that the most responses have first.
     """
 
     ordered: int
@@ -161,6 +173,7 @@ class Labels:
     soft_labels: int
     mean_soft_label: float | None
     ratings: Ratings | None
+    attributes: tuple[Attribute, ...]
     objectives: Mapping[str, int]
 
 
@@ -534,11 +547,26 @@ def labels(evidence: Evidence) -> Labels:
         soft_labels=len(soft_N),
         mean_soft_label=float(soft_N.mean()) if len(soft_N) else None,
         ratings=_ratings(rating_R),
+        attributes=_attributes(evidence),
         objectives={
             kind: int(counts["bce" if kind == "bce" else row.learns_from])
             for kind, row in OBJECTIVES.items()
         },
     )
+
+
+def _attributes(evidence: Evidence) -> tuple[Attribute, ...]:
+    known = [
+        Attribute(
+            name=name,
+            responses=numbers.count,
+            least=numbers.least,
+            most=numbers.most,
+            mean=numbers.total / numbers.count,
+        )
+        for name, numbers in evidence.columns.attributes.items()
+    ]
+    return tuple(sorted(known, key=lambda one: (-one.responses, one.name)))
 
 
 def _ratings(rating_R: Array) -> Ratings | None:
