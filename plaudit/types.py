@@ -536,6 +536,7 @@ class ComparisonPreview:
     grades: tuple[float, ...]
     rated: bool = False
     soft_label: float | None = None
+    attributes: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     objectives: tuple[str, ...] = ()
     prefix: tuple[TokenPreview, ...] = ()
     branches: tuple[tuple[TokenPreview, ...], ...] = ()

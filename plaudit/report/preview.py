@@ -75,8 +75,9 @@ def remarks(shown: ComparisonPreview, unusable: str | None) -> list[str]:
 def labels(shown: ComparisonPreview) -> str:
     """What is known of the responses, and which objectives learn from it."""
     grades = ", ".join(f"{grade:g}" for grade in shown.grades)
+    named = f"attributes {', '.join(shown.attributes)}" if shown.attributes else ""
     if not grades:
-        return "No label."
+        return f"Labels: {named}. Learned by outputs of these names." if named else "No label."
     count = len(shown.grades)
     what = "an order" if len(set(shown.grades)) > 1 else "a tie" if count > 1 else ""
     parts = [what] if what else []
@@ -84,18 +85,22 @@ def labels(shown: ComparisonPreview) -> str:
         parts.append(f"{'rating' if count == 1 else 'grades or ratings'} {grades}")
     if shown.soft_label is not None:
         parts.append(f"soft label {shown.soft_label:g}")
-    return f"Labels: {'; '.join(parts)}. {_learned_by(shown.objectives, rated=shown.rated)}"
+    learned = _learned_by(shown.objectives, rated=shown.rated)
+    if named:
+        parts.append(named)
+        learned += "; attributes by outputs of their names"
+    return f"Labels: {'; '.join(parts)}. {learned}."
 
 
 def _learned_by(objectives: Sequence[str], *, rated: bool) -> str:
     if not objectives:
-        return "Learned by no objective."
+        return "Learned by no objective"
     of_ratings = [kind for kind in objectives if OBJECTIVES[kind].learns_from == "ratings"]
     every = len(objectives) == len(OBJECTIVES)
     learned = f"Learned by {'every objective' if every else ', '.join(objectives)}"
     if rated or not of_ratings:
-        return f"{learned}."
-    return f"{learned}; by {', '.join(of_ratings)} only beside rows with ratings."
+        return learned
+    return f"{learned}; by {', '.join(of_ratings)} only beside rows with ratings"
 
 
 def standing(shown: ComparisonPreview, response: int) -> str:
@@ -107,6 +112,12 @@ def standing(shown: ComparisonPreview, response: int) -> str:
         return "Chosen" if grade else "Rejected"
     kind = "rating" if shown.rated and len(shown.grades) == 1 else "grade"
     return f"Response {response + 1}, {kind} {grade:g}"
+
+
+def attributes(shown: ComparisonPreview, response: int) -> str:
+    """The attributes of a response, as far as they are known."""
+    known = {name: numbers[response] for name, numbers in shown.attributes.items()}
+    return ", ".join(f"{name} {n:g}" for name, n in known.items() if n is not None)
 
 
 def breakable(text: str) -> Markup:
@@ -128,7 +139,7 @@ def write_preview(
     page.filters.update(
         visible=visible, breakable=breakable, escaped=printable, sizes=sizes, labels=labels
     )
-    page.globals["standing"] = standing
+    page.globals |= {"standing": standing, "attributes": attributes}
     write_text(
         path,
         page.get_template(TEMPLATE).render(rows=rows, data=data, model=model, legend=LEGEND),

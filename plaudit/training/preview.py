@@ -143,6 +143,7 @@ def _preview(
         grades=comparison.grades,
         rated=comparison.rated,
         soft_label=comparison.soft_label,
+        attributes=comparison.attributes,
         objectives=usable_by(comparison),
     )
     if isinstance(outcome, Skipped):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,9 +211,10 @@ def test_preview_says_what_is_skipped_and_what_is_wrong(
 def test_preview_says_which_objectives_learn_from_a_row(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "one", "responses": ["two"], "grades": [4]},
         {"prompt": "one", "responses": ["two", "three"], "grades": [0.5, 0.5]},
+        {"prompt": "one", "responses": ["two", "three"], "attributes": {"Clear": [None, 2.5]}},
     ]
     data = write_jsonl(tmp_path / "rated.jsonl", rows)
     asked = ["data", "preview", str(data), "--model", str(tiny_base)]
@@ -222,14 +224,16 @@ def test_preview_says_which_objectives_learn_from_a_row(
     assert "Learned by rao_kupper, davidson, mse, huber, bce, ordinal." in " ".join(text.split())
     assert "Training drops it: there is only one response" in text
     assert "Training drops it: all responses have the same grade." in text
+    assert "Labels: attributes Clear. Learned by outputs of these names." in text
+    assert len(re.findall(r"response 2: .*\(id \d+\); Clear 2\.5\n", text)) == 1
     assert main([*asked, "--loss", "mse"]) == 0
-    assert "Training drops it" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("Training drops it: no label says") == 1
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"model: {{base: {tiny_base}}}\ndata: {{train: {data}}}\nloss: {{kind: davidson}}\n"
     )
     assert main(["data", "preview", "--recipe", str(recipe)]) == 0
-    assert capsys.readouterr().out.count("Training drops it") == 1
+    assert capsys.readouterr().out.count("Training drops it") == 2
     assert main([*asked, "--loss", "mes"]) == 2
     assert "--loss mes: unknown objective; did you mean mse?" in capsys.readouterr().err
 

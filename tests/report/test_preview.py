@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from rich.console import Console
 
 from plaudit.cli.data.preview import print_rows
 from plaudit.recipe.objectives import OBJECTIVES
-from plaudit.report.preview import labels, remarks, sizes, standing, visible, write_preview
+from plaudit.report.preview import (
+    attributes,
+    labels,
+    remarks,
+    sizes,
+    standing,
+    visible,
+    write_preview,
+)
 from plaudit.types import ComparisonPreview, TokenPreview
 
 
@@ -28,6 +37,7 @@ SHOWN = ComparisonPreview(
     grades=(1.0, 0.0),
     prefix=(token("<|user|>", special=True), token(NASTY), token("\n")),
     branches=((token(" yes"), token("<|end|>", special=True)), (token(""), token("é"))),
+    attributes={"Up to date": (4.0, None)},
     truncated=4,
 )
 
@@ -69,12 +79,28 @@ def test_sizes_and_standings_in_words() -> None:
     assert standing(one, 0) == "Response 1"
     graded = ComparisonPreview(id="", where="w", grades=(3.0, 1.5))
     assert standing(graded, 1) == "Response 2, grade 1.5"
+    rated = replace(graded, attributes={"clear": (None, 0.25), "Up to date": (None, 3.0)})
+    assert [attributes(rated, at) for at in (0, 1)] == ["", "clear 0.25, Up to date 3"]
+    assert attributes(graded, 1) == ""
 
 
 @pytest.mark.parametrize(
     ("grades", "change", "said"),
     [
         ((), {}, "No label."),
+        (
+            (),
+            {"attributes": {"clear": (1.0, None), "kind": (2.0, 2.0)}},
+            "Labels: attributes clear, kind. Learned by outputs of these names.",
+        ),
+        (
+            (1.0, 0.0),
+            {"attributes": {"clear": (1.0, None)}, "objectives": ("hinge",)},
+            (
+                "Labels: an order; attributes clear. Learned by hinge; attributes by outputs of "
+                "their names."
+            ),
+        ),
         ((1.0, 0.0), {}, "Labels: an order. Learned by no objective."),
         ((0.0, 0.0), {"objectives": ("davidson",)}, "Labels: a tie. Learned by davidson."),
         (
@@ -120,6 +146,7 @@ def test_a_page_escapes_what_comes_from_data(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in text
     assert "\x1b" not in text
     assert len(re.findall(r'class="token[^"]* scored"', text)) == 2
+    assert text.count('<p class="soft">Up to date 4</p>') == 1
     assert "default-src 'none'" in text
     assert "http://" not in text
     assert "https://" not in text
@@ -133,6 +160,6 @@ def test_the_terminal_shows_data_as_it_is() -> None:
     assert "[red]" in text.replace("\n  ", "")
     assert "\x1b" not in text
     assert "[<|end|>(7)]" in text
-    assert "chosen: 2 tokens, the scored one is <|end|> (id 7)" in text
-    assert "rejected: 2 tokens, the scored one is é (id 7)" in text
+    assert "chosen: 2 tokens, the scored one is <|end|> (id 7); Up to date 4\n" in text
+    assert "rejected: 2 tokens, the scored one is é (id 7)\n" in text
     assert "! 4 tokens of the prompt" in text

@@ -163,7 +163,7 @@ def print_rows(
 
     from plaudit.cli.main import one_line
     from plaudit.evaluation.numbers import counted
-    from plaudit.report.preview import LEGEND, labels, sizes, standing, visible
+    from plaudit.report.preview import LEGEND, attributes, labels, sizes, standing, visible
 
     for shown, lines in rows:
         console.print()
@@ -179,10 +179,11 @@ def print_rows(
         for at, branch in enumerate(shown.branches):
             last = branch[-1]
             scored = visible(last.text).replace("\n", "")
+            known = attributes(shown, at)
             console.print(
                 Text(
                     f"{standing(shown, at).lower()}: {counted(len(branch), 'token')}, the scored "
-                    f"one is {scored} (id {last.id})"
+                    f"one is {scored} (id {last.id}){known and f'; {known}'}"
                 )
             )
             console.print(Padding(_tokens(branch, ids=ids, scored=True), (0, 0, 0, 2)))
