@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
@@ -29,13 +31,17 @@ from plaudit.tokens.encode import NOT_RENDERED, OVER_LENGTH, Encoder, encode, to
 from plaudit.tokens.rendering import freeze_dates
 from plaudit.types import (
     MEDIA,
+    Batch,
     Batcher,
     Best,
     Comparison,
     Dtype,
     FloatArray,
     Message,
+    Outputs,
     Prompted,
+    RewardChoice,
+    RewardDetails,
     Skipped,
     Text,
     TokenReward,
@@ -48,6 +54,8 @@ from plaudit.types import (
 )
 
 logger = logging.getLogger("plaudit")
+
+OnBatch: TypeAlias = Callable[[Sequence[TokenTree]], None]
 
 DAY = date.fromisoformat(TokensSection().date)
 """The day on which a date-bearing template of another tool is read: the recipe's default."""
@@ -71,6 +79,9 @@ class RewardModel:
         module: The PyTorch module.
         batcher: Builds packed or padded batches.
         encoder: Turns conversations into token ids.
+        reward: Which number the reward is, of a model with an ensemble of heads: ``"mean"`` or
+            ``"lower_bound"``.
+        lower_bound_k: Standard deviations over the heads from the mean to the lower bound.
     """
 
     source: str
@@ -79,6 +90,8 @@ class RewardModel:
     metadata: CheckpointMetadata
     batcher: Batcher
     encoder: Encoder
+    reward: RewardChoice = "mean"
+    lower_bound_k: float = 1.0
 
     @property
     def dtype(self) -> str:
@@ -86,19 +99,66 @@ class RewardModel:
         body = classifier(self.module.network).base_model
         return str(next(body.parameters()).dtype).removeprefix("torch.")
 
+    @property
+    def output_count(self) -> int:
+        """O, the number of outputs of the head."""
+        return 1 if self.metadata.outputs is None else len(self.metadata.outputs.names)
+
     def __repr__(self) -> str:
         parameter = next(self.module.parameters())
         layout = "packed" if isinstance(self.batcher, PackedBatcher) else "padded"
+        bound = ""
+        if self.reward == "lower_bound":
+            bound = f", reward='lower_bound', lower_bound_k={self.lower_bound_k:g}"
         return (
             f"RewardModel(source={self.source!r}, base={self.metadata.base!r}, "
             f"architecture={self.module.config.model_type!r}, "
             f"max_length={self.metadata.max_length}, device='{parameter.device}', "
-            f"dtype={self.dtype!r}, layout={layout!r})"
+            f"dtype={self.dtype!r}, layout={layout!r}{bound})"
         )
 
+    @overload
     def score(
-        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
-    ) -> list[float]:
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[False] = False,
+        uncertainty: Literal[False] = False,
+    ) -> list[float]: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[True],
+        uncertainty: bool = False,
+    ) -> list[RewardDetails]: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: Literal[True],
+    ) -> list[RewardDetails]: ...
+
+    def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: bool = False,
+    ) -> list[float] | list[RewardDetails]:
         """Score the responses to one prompt. The prompt is computed once.
 
         Args:
@@ -106,14 +166,19 @@ class RewardModel:
             responses: One or more responses.
             tools: JSON schemas of the tools that the conversation may call. The chat template must
                 render them.
+            outputs: Return the outputs of the model too, by name.
+            uncertainty: Return the mean and the standard deviation over the heads of an ensemble
+                too, and the lower bound that they give.
 
         Returns:
-            One reward per response, in the order of ``responses``.
+            One reward per response, in the order of ``responses``; a :class:`RewardDetails` per
+            response with ``outputs`` or ``uncertainty``.
 
         Raises:
             DataError: ``responses`` is empty or a single text, a text or tool has the wrong type, a
                 conversation is longer than the model's maximum length, or it has content that the
                 model cannot read: an image, or a field that the chat template does not render.
+            ModelError: The model has no outputs beside the reward, or no ensemble.
 
         Examples:
             >>> model = plaudit.load("runs/first")
@@ -122,47 +187,93 @@ class RewardModel:
             2
         """
         check_responses(responses)
+        self.check_details(outputs=outputs, uncertainty=uncertainty)
         comparison = self.comparison(prompt, responses, tools=tools)
-        (outcome,) = self.score_comparisons([comparison])
+        (outcome,) = self.output_comparisons([comparison])
         if isinstance(outcome, Skipped):
             raise self._error("score", outcome)
-        return [float(reward) for reward in outcome]
+        if outputs or uncertainty:
+            return self.details(outcome, outputs=outputs, uncertainty=uncertainty)
+        rewards: list[float] = self.rewards_of(outcome).tolist()
+        return rewards
+
+    @overload
+    def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[False] = False,
+        uncertainty: Literal[False] = False,
+    ) -> list[list[float] | DataError]: ...
+
+    @overload
+    def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[True],
+        uncertainty: bool = False,
+    ) -> list[list[RewardDetails] | DataError]: ...
+
+    @overload
+    def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: Literal[True],
+    ) -> list[list[RewardDetails] | DataError]: ...
 
     def score_many(
-        self, rows: Sequence[Prompted], *, tools: Tools | None = None
-    ) -> list[list[float] | DataError]:
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: bool = False,
+    ) -> list[list[float] | DataError] | list[list[RewardDetails] | DataError]:
         """Score many rows together. A prompt that several rows share is computed once.
 
         Args:
             rows: Pairs of a prompt and a list of responses.
             tools: JSON schemas of the tools, the same for every row.
+            outputs: As for :meth:`score`.
+            uncertainty: As for :meth:`score`.
 
         Returns:
-            One entry per row: a list of rewards, or the ``DataError`` that says why the row cannot
-            be scored.
+            One entry per row: the list that :meth:`score` returns, or the ``DataError`` that says
+            why the row cannot be scored.
 
         Raises:
             DataError: A row is not a prompt with a list of at least one response.
+            ModelError: As for :meth:`score`.
 
         Examples:
             >>> rows = [("Name a prime.", ["7", "8"]), ("Name a color.", ["red"])]
             >>> [len(rewards) for rewards in model.score_many(rows)]
             [2, 1]
         """
+        self.check_details(outputs=outputs, uncertainty=uncertainty)
         parsed: list[Comparison | DataError] = []
         for prompt, responses in check_rows(rows):
             try:
                 parsed.append(self.comparison(prompt, responses, tools=tools))
             except DataError as error:
                 parsed.append(error)
-        outcomes = iter(self.score_comparisons([c for c in parsed if isinstance(c, Comparison)]))
-        scored: list[list[float] | DataError] = []
+        encoded = iter(self.output_comparisons([c for c in parsed if isinstance(c, Comparison)]))
+        outcomes: list[FloatArray | DataError] = []
         for row in parsed:
-            outcome = row if isinstance(row, DataError) else next(outcomes)
+            outcome = row if isinstance(row, DataError) else next(encoded)
             if isinstance(outcome, Skipped):
                 outcome = self._error("score_many", outcome)
-            scored.append(outcome if isinstance(outcome, DataError) else outcome.tolist())
-        return scored
+            outcomes.append(outcome)
+        if outputs or uncertainty:
+            details = partial(self.details, outputs=outputs, uncertainty=uncertainty)
+            return [o if isinstance(o, DataError) else details(o) for o in outcomes]
+        return [o if isinstance(o, DataError) else self.rewards_of(o).tolist() for o in outcomes]
 
     def token_rewards(
         self, prompt: Text, response: Text, *, tools: Tools | None = None
@@ -207,7 +318,8 @@ class RewardModel:
         start = len(outcome.prefix)
         at_every_token = batch.read_at(range(start, start + len(branch)))
         with torch.no_grad():
-            rewards_R = self.module(at_every_token).double().tolist()
+            outputs_RO = self.forward(at_every_token).double().cpu().numpy()
+        rewards_R = self.rewards_of(outputs_RO).tolist()
         texts = token_strings(self.tokenizer, branch.tolist(), outcome.prefix.tolist())
         return [
             TokenReward(text=text, reward=reward)
@@ -273,22 +385,77 @@ class RewardModel:
         """
         return Best.of(responses, self.score(prompt, responses, tools=tools))
 
-    def score_comparisons(
+    def check_details(self, *, outputs: bool, uncertainty: bool) -> None:
+        """Whether the model has what is asked for beside the reward.
+
+        Raises:
+            ModelError: it has not.
+        """
+        if outputs and self.metadata.outputs is None:
+            raise ModelError(
+                "The outputs were requested, but this model has one output; train a model with"
+                " loss.outputs or loss.heads."
+            )
+        if uncertainty:
+            check_ensemble(self.metadata.outputs, "The uncertainty")
+
+    def details(
+        self, outputs_KO: FloatArray, *, outputs: bool, uncertainty: bool
+    ) -> list[RewardDetails]:
+        """The reward of each response with what is asked for beside it."""
+        made_of = self.metadata.outputs
+        assert made_of is not None
+        rewards_K, means_K = self.rewards_of(outputs_KO), made_of.rewards(outputs_KO)
+        spreads_K, bounds_K = made_of.spreads(outputs_KO), self._lower_bounds(made_of, outputs_KO)
+        return [
+            RewardDetails(
+                reward=float(rewards_K[k]),
+                outputs=dict(zip(made_of.names, outputs_O.tolist(), strict=True))
+                if outputs
+                else None,
+                mean=float(means_K[k]) if uncertainty else None,
+                spread=float(spreads_K[k]) if uncertainty else None,
+                lower_bound=float(bounds_K[k]) if uncertainty else None,
+            )
+            for k, outputs_O in enumerate(outputs_KO)
+        ]
+
+    def rewards_of(self, outputs_KO: FloatArray) -> FloatArray:
+        """``rewards_K``: the one place where outputs become rewards.
+
+        The reward of a response does not depend on the other rows.
+        """
+        outputs = self.metadata.outputs
+        if outputs is None:
+            return outputs_KO[:, 0]
+        if self.reward == "lower_bound":
+            return self._lower_bounds(outputs, outputs_KO)
+        return outputs.rewards(outputs_KO)
+
+    def _lower_bounds(self, outputs: Outputs, outputs_KO: FloatArray) -> FloatArray:
+        return outputs.rewards(outputs_KO) - self.lower_bound_k * outputs.spreads(outputs_KO)
+
+    def score_comparisons(self, comparisons: Sequence[Comparison]) -> list[FloatArray | Skipped]:
+        """Per comparison its ``rewards_K``, or why it has none."""
+        outcomes = self.output_comparisons(comparisons)
+        return [o if isinstance(o, Skipped) else self.rewards_of(o) for o in outcomes]
+
+    def output_comparisons(
         self, comparisons: Sequence[Comparison], *, earlier: ScoreCache | None = None
     ) -> list[FloatArray | Skipped]:
-        """Per comparison its ``rewards_K``, or why it has none.
+        """Per comparison its ``outputs_KO``, or why it has none.
 
         The prompt of several comparisons is computed once, and so is a conversation that occurs
-        several times. ``earlier`` carries the rewards of conversations from one call to the next.
+        several times. ``earlier`` carries the outputs of conversations from one call to the next.
         """
         outcomes = self.encode(comparisons)
         trees = [outcome for outcome in outcomes if isinstance(outcome, TokenTree)]
         prompts = [repr(comparisons[tree.index].prompt) for tree in trees]
-        scores = self.score_shared(trees, prompts)
+        scores = self.output_shared(trees, prompts)
         if earlier is not None:
             scores = list(map(earlier.settle, trees, scores))
-        rewards = iter(scores)
-        return [o if isinstance(o, Skipped) else next(rewards) for o in outcomes]
+        outputs = iter(scores)
+        return [o if isinstance(o, Skipped) else next(outputs) for o in outcomes]
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[TokenTree | Skipped]:
         """Token trees as this model reads them: one text has one score on every path.
@@ -303,35 +470,42 @@ class RewardModel:
         trees: Sequence[TokenTree],
         prompts: Sequence[Hashable],
         *,
-        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+        on_batch: OnBatch | None = None,
     ) -> list[FloatArray]:
         """:meth:`score_trees`, with trees of equal ``prompts`` computed together."""
+        return [
+            self.rewards_of(one) for one in self.output_shared(trees, prompts, on_batch=on_batch)
+        ]
+
+    def output_shared(
+        self,
+        trees: Sequence[TokenTree],
+        prompts: Sequence[Hashable],
+        *,
+        on_batch: OnBatch | None = None,
+    ) -> list[FloatArray]:
+        """:meth:`output_trees`, with trees of equal ``prompts`` computed together."""
         if not isinstance(self.batcher, PackedBatcher):
-            return self.score_trees(trees, on_batch=on_batch)
+            return self.output_trees(trees, on_batch=on_batch)
         shared = share_prompts(trees, prompts, self.batcher.max_tokens)
-        return shared.separate(self.score_trees(shared.trees, on_batch=on_batch))
+        return shared.separate(self.output_trees(shared.trees, on_batch=on_batch))
 
     def score_trees(
-        self,
-        trees: Sequence[TokenTree],
-        *,
-        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+        self, trees: Sequence[TokenTree], *, on_batch: OnBatch | None = None
     ) -> list[FloatArray]:
         """``rewards_K`` of each encoded comparison; ``on_batch`` is called with what is done."""
-        outputs = self.metadata.outputs
-        if outputs is None:
-            return score_trees(self.module, self.batcher, trees, on_batch=on_batch)
-        return [outputs.rewards(one) for one in self.output_trees(trees, on_batch=on_batch)]
+        return [self.rewards_of(one) for one in self.output_trees(trees, on_batch=on_batch)]
 
     def output_trees(
-        self,
-        trees: Sequence[TokenTree],
-        *,
-        on_batch: Callable[[Sequence[TokenTree]], None] | None = None,
+        self, trees: Sequence[TokenTree], *, on_batch: OnBatch | None = None
     ) -> list[FloatArray]:
         """``outputs_KO`` of each encoded comparison; a single column where the head has one."""
-        forward = partial(self.module, every_output=True)
-        return score_trees(forward, self.batcher, trees, on_batch=on_batch)
+        return score_trees(self.forward, self.batcher, trees, on_batch=on_batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``outputs_RO`` of a batch."""
+        outputs_RO: Tensor = self.module(batch, every_output=True)
+        return outputs_RO
 
     def comparison(
         self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
@@ -375,11 +549,24 @@ def _another(response: Turns) -> Turns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions(ReadOptions):
-    """How a reward model is loaded. ``dtype`` is that of the body; head and adapter stay fp32."""
+    """How a reward model is loaded. ``dtype`` is that of the body; head and adapter stay fp32.
+
+    ``reward`` and ``lower_bound_k`` are as in :class:`RewardModel`.
+    """
 
     device: str | torch.device | None = None
     dtype: Dtype = "auto"
     max_tokens_per_microbatch: int | Literal["auto"] = "auto"
+    reward: RewardChoice = "mean"
+    lower_bound_k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.reward not in get_args(RewardChoice):
+            raise ModelError(f"reward is {self.reward!r}; expected mean or lower_bound.")
+        if not 0 <= self.lower_bound_k < math.inf:
+            raise ModelError(
+                f"lower_bound_k is {self.lower_bound_k}; expected a finite number of at least 0."
+            )
 
 
 class LoadArguments(TypedDict, total=False):
@@ -389,6 +576,8 @@ class LoadArguments(TypedDict, total=False):
     device: str | torch.device | None
     dtype: Dtype
     max_tokens_per_microbatch: int | Literal["auto"]
+    reward: RewardChoice
+    lower_bound_k: float
     trust_remote_code: bool
     source_version: str | None
     template: str | None
@@ -457,6 +646,10 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
             The head and an adapter stay fp32.
         max_tokens_per_microbatch (int | Literal["auto"]): Tokens computed at once. It bounds memory
             and does not change rewards. ``"auto"`` by default.
+        reward (str): Which number the reward of an ensemble of heads is, on every path:
+            ``"mean"``, the default, or ``"lower_bound"``: ``mean - k * spread``, which is low
+            where the heads disagree.
+        lower_bound_k (float): The ``k`` of the lower bound, ``1.0`` by default.
         trust_remote_code (bool): Run Python code that comes with the model. ``False`` by default.
         source_version (str | None): Version of the tool that trained the model.
         template (str | None): Name of the other trainer's conversation template.
@@ -470,8 +663,8 @@ def load(path: str | Path, **options: Unpack[LoadArguments]) -> RewardModel:
         The model, ready to score.
 
     Raises:
-        ModelError: There is no model at ``path``, its weights do not fit, or it needs
-            ``trust_remote_code``.
+        ModelError: There is no model at ``path``, its weights do not fit, it needs
+            ``trust_remote_code``, or it has no ensemble for a lower bound.
 
     Examples:
         >>> import plaudit
@@ -486,6 +679,8 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
     """:func:`load` with its arguments in one record."""
     opened = open_frozen(path, options)
     metadata, tokenizer = opened.metadata, opened.tokenizer
+    if options.reward == "lower_bound":
+        check_ensemble(metadata.outputs, f"The lower bound of {path}")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = opened.build(dtype_on(options.dtype, device, "score"))
     dropouts_off(network, keep_lora=False)
@@ -507,11 +702,37 @@ def load_model(path: str | Path, options: LoadOptions) -> RewardModel:
         metadata=metadata,
         batcher=batchers[model.layout],
         encoder=encoder_of(opened),
+        reward=options.reward,
+        lower_bound_k=options.lower_bound_k,
     )
 
 
+def check_ensemble(outputs: Outputs | None, what: str) -> None:
+    """Whether ``outputs`` are those of an ensemble; ``what`` is asked of them.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if outputs is not None and outputs.ensemble:
+        return
+    found = "one output" if outputs is None else f"the outputs {', '.join(outputs.names)}"
+    raise ModelError(
+        f"{what} was requested, but the model has {found} and no ensemble of heads; train a model"
+        " with loss.heads."
+    )
+
+
+CachedOutputs: TypeAlias = float | FloatArray
+"""The outputs of a conversation: of a model with one, a number that is smaller than an array."""
+
+
+def as_cached(outputs_O: FloatArray) -> CachedOutputs:
+    """A row of outputs, to keep without the array that it is part of."""
+    return float(outputs_O[0]) if len(outputs_O) == 1 else outputs_O.copy()
+
+
 class ScoreCache:
-    """Rewards of recent conversations by token ids, bounded; the least recently used go first.
+    """Outputs of recent conversations by token ids, bounded; the least recently used go first.
 
     Used by the one thread that owns the model.
 
@@ -520,30 +741,30 @@ class ScoreCache:
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._rewards: OrderedDict[bytes, float] = OrderedDict()
+        self._outputs: OrderedDict[bytes, CachedOutputs] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._rewards)
+        return len(self._outputs)
 
-    def get(self, key: bytes) -> float | None:
-        reward = self._rewards.get(key)
-        if reward is not None:
-            self._rewards.move_to_end(key)
-        return reward
+    def get(self, key: bytes) -> CachedOutputs | None:
+        outputs = self._outputs.get(key)
+        if outputs is not None:
+            self._outputs.move_to_end(key)
+        return outputs
 
-    def put(self, key: bytes, reward: float) -> None:
-        self._rewards[key] = reward
-        self._rewards.move_to_end(key)
-        if len(self._rewards) > self._entries:
-            self._rewards.popitem(last=False)
+    def put(self, key: bytes, outputs: CachedOutputs) -> None:
+        self._outputs[key] = outputs
+        self._outputs.move_to_end(key)
+        if len(self._outputs) > self._entries:
+            self._outputs.popitem(last=False)
 
-    def settle(self, tree: TokenTree, rewards_K: FloatArray) -> FloatArray:
-        """The reward that each conversation got before; else this one, which is kept."""
-        settled_K = rewards_K.copy()
+    def settle(self, tree: TokenTree, outputs_KO: FloatArray) -> FloatArray:
+        """The outputs that each conversation got before; else these, which are kept."""
+        settled_KO = outputs_KO.copy()
         for k, key in enumerate(conversation_digests(tree.branches, tree.prefix)):
             before = self.get(key)
             if before is None:
-                self.put(key, float(rewards_K[k]))
+                self.put(key, as_cached(outputs_KO[k]))
             else:
-                settled_K[k] = before
-        return settled_K
+                settled_KO[k] = before
+        return settled_KO

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -21,12 +21,13 @@ from plaudit.errors import DataError, OutputError
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, ScoreCache
 from plaudit.storage.atomic import check_new_file, write_atomically, write_json, writing
-from plaudit.types import Skipped, TokenTree
+from plaudit.types import FloatArray, Skipped, TokenTree
 
 CHUNK_ROWS = 512
 REMEMBERED = 1 << 20
-"""Conversations whose reward is kept while a file is scored: equal ones then have one reward in
-whichever chunks they are, unless this many others lie between them. About 200 MB when full."""
+"""Conversations whose outputs are kept while a file is scored: equal ones then have one reward in
+whichever chunks they are, unless this many others lie between them. About 200 MB when full, and
+300 MB with five outputs."""
 NOT_FINITE = "reward_not_finite"
 
 
@@ -52,17 +53,30 @@ class ScoreColumns:
     ``rewards`` gets one number per response; for a pair these are chosen, rejected. A row that
     cannot be scored has null there, and its reason in ``<rewards>_reason``. ``best`` gets the
     number of the response with the highest reward, counted from 0, the first of equals.
+
+    ``outputs`` adds ``<rewards>_outputs``: for each response the outputs of the model by name.
+    ``uncertainty`` adds ``<rewards>_mean``, ``<rewards>_spread`` and ``<rewards>_lower_bound``: one
+    number per response each, as in :class:`plaudit.types.RewardDetails`.
     """
 
     rewards: str = "rewards"
     best: str | None = None
+    outputs: bool = False
+    uncertainty: bool = False
 
     @property
     def reason(self) -> str:
         return f"{self.rewards}_reason"
 
+    @property
+    def details(self) -> dict[str, str]:
+        """The columns beside the rewards, by the field of the details that they hold."""
+        fields = ("outputs",) * self.outputs + ("mean", "spread", "lower_bound") * self.uncertainty
+        return {field: f"{self.rewards}_{field}" for field in fields}
+
     def names(self) -> list[str]:
-        return [name for name in (self.rewards, self.reason, self.best) if name is not None]
+        names = (self.rewards, self.reason, self.best, *self.details.values())
+        return [name for name in names if name is not None]
 
 
 def score_file(
@@ -80,8 +94,10 @@ def score_file(
 
     Raises:
         DataError: a row cannot be read, or already has a column of that name.
+        ModelError: the model has no outputs or no ensemble for ``columns``.
         OutputError: ``out`` exists, cannot be written, or is of an unknown kind.
     """
+    model.check_details(outputs=columns.outputs, uncertainty=columns.uncertainty)
     write = ROW_FILES[row_file_ending(out)]
     check_new_file(out)
     opened = open_source(source)
@@ -91,10 +107,13 @@ def score_file(
         progress = partial.open(_identity(model, source, columns))
         resumed = progress.rows
         rows = _checked(open_source(source).rows, columns)
-        if resumed:
-            _recall(model, islice(rows, resumed), partial.rows_path, columns, progress.earlier)
-        with partial.rows_path.open("a", encoding="utf-8") as file:
-            _write_scores(model, rows, columns, file, progress, lambda n: on_progress(n, total))
+        with (
+            partial.rows_path.open("a", encoding="utf-8") as file,
+            partial.outputs_path.open("rb+") as computed,
+        ):
+            _recall(model, islice(rows, resumed), computed, progress.earlier)
+            for done in _write_scores(model, rows, columns, file, progress, computed):
+                on_progress(done, total)
         write_atomically(out, lambda temporary: write(partial.rows_path, temporary))
     partial.remove()
     return progress.counts(opened.counter.total, resumed=resumed)
@@ -110,13 +129,16 @@ def score_to_stream(
 
     Raises:
         DataError: a row cannot be read, or already has a column of that name.
+        ModelError: the model has no outputs or no ensemble for ``columns``.
     """
+    model.check_details(outputs=columns.outputs, uncertainty=columns.uncertainty)
     opened = open_source(source)
     for _ in _checked(opened.rows, columns):
         pass
     progress = Progress()
     rows = _checked(open_source(source).rows, columns)
-    _write_scores(model, rows, columns, stream, progress, lambda n: None)
+    for _ in _write_scores(model, rows, columns, stream, progress):
+        pass
     return progress.counts(opened.counter.total, resumed=0)
 
 
@@ -136,18 +158,29 @@ def _checked(
 def _recall(
     model: RewardModel,
     rows: Iterator[LocatedComparison],
-    written: Path,
-    columns: ScoreColumns,
+    computed: BinaryIO,
     earlier: ScoreCache,
 ) -> None:
-    """Take what a stopped call has ``written`` for these rows into ``earlier``."""
-    with written.open(encoding="utf-8") as lines:
-        while chunk := list(islice(rows, CHUNK_ROWS)):
-            outcomes = model.encode([comparison for *_, comparison in chunk])
-            for outcome, line in zip(outcomes, lines, strict=False):
-                rewards = json.loads(line)[columns.rewards]
-                if rewards is not None and isinstance(outcome, TokenTree):
-                    earlier.settle(outcome, np.asarray(rewards, np.float64))
+    """Take what a stopped call has ``computed`` for these rows into ``earlier``.
+
+    What it computed beyond them is cut off.
+
+    Raises:
+        OutputError: outputs are missing.
+    """
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        for tree in model.encode([comparison for *_, comparison in chunk]):
+            if isinstance(tree, TokenTree):
+                wanted = len(tree.branches) * model.output_count * np.dtype(np.float64).itemsize
+                numbers = computed.read(wanted)
+                if len(numbers) < wanted:
+                    raise OutputError(
+                        f"{computed.name} is incomplete; delete it and the other files that begin"
+                        " with its name up to .partial, and score again."
+                    )
+                outputs_KO = np.frombuffer(numbers, np.float64).reshape(-1, model.output_count)
+                earlier.settle(tree, outputs_KO)
+    computed.truncate()
 
 
 def _write_scores(
@@ -156,42 +189,55 @@ def _write_scores(
     columns: ScoreColumns,
     stream: TextIO,
     progress: Progress,
-    on_chunk: Callable[[int], None],
-) -> None:
-    """Score and write what is left of the rows; ``on_chunk`` is called with the rows done."""
+    computed: BinaryIO | None = None,
+) -> Iterator[int]:
+    """Score and write what is left of the rows, and their outputs to ``computed``.
+
+    Yields the rows done after each chunk.
+    """
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        for line, reason in _score_chunk(model, chunk, columns, progress.earlier):
-            stream.write(line)
-            progress.count(reason)
+        comparisons = [comparison for *_, comparison in chunk]
+        outcomes = model.output_comparisons(comparisons, earlier=progress.earlier)
+        if computed is not None:
+            computed.writelines(o.tobytes() for o in outcomes if not isinstance(o, Skipped))
+            # Before the rows: those that are written have their outputs.
+            computed.flush()
+        for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
+            added = _added(model, outcome, columns)
+            stream.write(as_line({**row, **added}))
+            progress.count(added.get(columns.reason))
         # A kill loses at most this chunk.
         stream.flush()
-        on_chunk(progress.rows)
+        yield progress.rows
 
 
-def _score_chunk(
-    model: RewardModel, chunk: list[LocatedComparison], columns: ScoreColumns, earlier: ScoreCache
-) -> Iterator[tuple[str, str | None]]:
-    """Output lines, and the reason where a row has no rewards."""
-    comparisons = [comparison for *_, comparison in chunk]
-    outcomes = model.score_comparisons(comparisons, earlier=earlier)
-    for (_, _, row, _), outcome in zip(chunk, outcomes, strict=True):
-        rewards, reason = None, None
-        if isinstance(outcome, Skipped):
-            reason = outcome.reason
-        elif np.isfinite(outcome).all():
-            rewards = outcome.tolist()
-        else:
-            reason = NOT_FINITE
-        added: dict[str, Any] = {columns.rewards: rewards}
-        if reason is not None:
-            added[columns.reason] = reason
-        if columns.best is not None:
-            added[columns.best] = None if rewards is None else rewards.index(max(rewards))
-        yield as_line({**row, **added}), reason
+def _added(
+    model: RewardModel, outcome: FloatArray | Skipped, columns: ScoreColumns
+) -> dict[str, Any]:
+    """The columns that a row gets: null where it has no rewards, and then the reason."""
+    reason, rewards, details = None, None, None
+    if isinstance(outcome, Skipped):
+        reason = outcome.reason
+    elif not np.isfinite(outcome).all():
+        reason = NOT_FINITE
+    else:
+        rewards = model.rewards_of(outcome).tolist()
+        if columns.details:
+            details = model.details(
+                outcome, outputs=columns.outputs, uncertainty=columns.uncertainty
+            )
+    added: dict[str, Any] = {columns.rewards: rewards}
+    if reason is not None:
+        added[columns.reason] = reason
+    if columns.best is not None:
+        added[columns.best] = None if rewards is None else rewards.index(max(rewards))
+    for field, name in columns.details.items():
+        added[name] = None if details is None else [getattr(one, field) for one in details]
+    return added
 
 
 def _identity(model: RewardModel, source: Source, columns: ScoreColumns) -> dict[str, Any]:
-    """What a partial result belongs to: this model, this input, these columns."""
+    """What a partial result belongs to: this model and its reward, this input, these columns."""
     weights = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for pattern in ("*.safetensors", "*.bin")
@@ -203,6 +249,7 @@ def _identity(model: RewardModel, source: Source, columns: ScoreColumns) -> dict
     base = str(model.module.config._name_or_path)
     identity = {
         "model": [digest, weights, base, model.dtype],
+        "reward": [model.reward, model.lower_bound_k],
         "input": [source.model_dump(mode="json"), source_fingerprint(source)],
         "columns": asdict(columns),
     }
@@ -211,7 +258,7 @@ def _identity(model: RewardModel, source: Source, columns: ScoreColumns) -> dict
 
 
 class Progress:
-    """Rows written so far, how many of them have no rewards, by reason, and the rewards of others.
+    """Rows written so far, how many of them have no rewards, by reason, and the outputs of others.
 
     ``earlier`` gives an equal conversation of a later chunk the same reward.
     """
@@ -238,13 +285,21 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Rows written before ``out`` is complete, and what they belong to."""
+    """Rows written before ``out`` is complete, their outputs, and what they belong to.
+
+    The outputs of all conversations lie one after the other in fp64: a row holds them only where
+    they are asked for, and equal conversations of later chunks need them.
+    """
 
     out: Path
 
     @property
     def rows_path(self) -> Path:
         return self.out.with_name(f".{self.out.name}.partial.jsonl")
+
+    @property
+    def outputs_path(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.partial.outputs")
 
     @property
     def identity_path(self) -> Path:
@@ -258,6 +313,7 @@ class Partial:
         """
         if not self.identity_path.is_file():
             self.rows_path.unlink(missing_ok=True)
+            self.outputs_path.write_bytes(b"")
             write_json(self.identity_path, dict(identity))
             return Progress()
         if json.loads(self.identity_path.read_text(encoding="utf-8")) != identity:
@@ -265,6 +321,7 @@ class Partial:
                 f"{self.identity_path} belongs to an interrupted run with another model or input;"
                 f" delete it and {self.rows_path.name}, or choose another --out."
             )
+        self.outputs_path.touch()
         return self._keep_whole_chunks(ScoreColumns(**identity["columns"]))
 
     def _keep_whole_chunks(self, columns: ScoreColumns) -> Progress:
@@ -288,4 +345,5 @@ class Partial:
 
     def remove(self) -> None:
         self.rows_path.unlink(missing_ok=True)
+        self.outputs_path.unlink(missing_ok=True)
         self.identity_path.unlink(missing_ok=True)

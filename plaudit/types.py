@@ -147,6 +147,29 @@ class Best:
         )
 
 
+RewardChoice: TypeAlias = Literal["mean", "lower_bound"]
+"""Which number of a model is its reward: the lower bound is that of an ensemble's mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardDetails:
+    """A reward and what it is made of. What was not asked for is None.
+
+    Attributes:
+        reward: The reward.
+        outputs: The outputs of the model by name.
+        mean: The mean over the heads of an ensemble.
+        spread: The standard deviation over the heads: the uncertainty of the mean.
+        lower_bound: ``mean - k * spread``, where k is ``lower_bound_k`` of :func:`plaudit.load`.
+    """
+
+    reward: float
+    outputs: Mapping[str, float] | None = None
+    mean: float | None = None
+    spread: float | None = None
+    lower_bound: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenReward:
     """The reward at one token of a response.
@@ -261,7 +284,8 @@ class Outputs:
 
     def rewards(self, outputs_KO: FloatArray) -> FloatArray:
         """``rewards_K``: the weighted sum of the outputs of each response."""
-        rewards_K: FloatArray = outputs_KO @ np.asarray(self.weights)
+        # Not a matrix product, whose last bits depend on the number of responses.
+        rewards_K: FloatArray = (outputs_KO * np.asarray(self.weights)).sum(axis=-1)
         return rewards_K
 
     def spreads(self, outputs_KO: FloatArray) -> FloatArray:

@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from plaudit.model.load import HEADS
+from plaudit.model.checkpoint import CheckpointMetadata, save_checkpoint
+from plaudit.model.load import HEADS, BaseRequest, add_lora, load_base
 from plaudit.planning.microbatch import packed_shape, padded_shape
-from plaudit.types import TokenTree
+from plaudit.types import Outputs, TokenTree
 
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
@@ -146,3 +147,35 @@ def tree_shape(tree: TokenTree, *, packed: bool) -> tuple[int, int, int]:
     """Tokens, gathered keys and spans of a tree."""
     shape = packed_shape if packed else padded_shape
     return shape(len(tree.prefix), map(len, tree.branches))
+
+
+THREE = Outputs(names=("helpful", "true", "short"), weights=(0.6, 0.5, -0.1), offsets=(2.0, 3.0, 1))
+FIVE_HEADS = Outputs(
+    names=tuple(f"head_{number}" for number in range(5)),
+    weights=(0.2,) * 5,
+    offsets=(1.0,) * 5,
+    ensemble=True,
+)
+
+
+def saved_with_outputs(folder: Path, base: Path, *, lora: bool, outputs: Outputs = THREE) -> Path:
+    """A reward model with random weights in its head."""
+    request = BaseRequest(base=str(base), head_init="normal", outputs=outputs.names)
+    network = load_base(request, pad_id=2).network
+    if lora:
+        network = add_lora(network, {"r": 2, "target_modules": "all-linear"})
+    metadata = CheckpointMetadata(
+        kind="adapter" if lora else "full",
+        base=str(base),
+        base_revision=None,
+        max_length=256,
+        text="chat",
+        chat_template=None,
+        pad_token="<pad>",
+        attention="packed",
+        attention_note=None,
+        head={"name": "score", "init": "normal", "dtype": "float32"},
+        outputs=outputs,
+    )
+    save_checkpoint(folder, network, tiny_tokenizer(), metadata)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plaudit.data.sources.read import read_rows
+from plaudit.errors import DataError, ModelError, OutputError
 from plaudit.interop.trl.reward_function import reward_function
 from plaudit.model.scoring import distinct_trees
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
-from plaudit.score_file import score_file
+from plaudit.score_file import ScoreColumns, score_file, score_to_stream
 from plaudit.tokens.batch import PackedBatcher, share_prefixes, share_prompts
 from plaudit.tokens.encode import common_prefix
 from plaudit.types import PackedBatch, TokenTree
 from tests.conftest import write_jsonl
+from tests.models import FIVE_HEADS, saved_with_outputs
 
 pytestmark = pytest.mark.heavy
 
@@ -183,6 +187,104 @@ def test_a_row_has_one_reward_in_every_chunk_of_a_file_and_after_a_stop(
     assert stopped.read_bytes() == whole.read_bytes()
     rewards = [json.loads(line)["rewards"] for line in whole.read_text().splitlines()]
     assert len({tuple(reward) for reward in rewards[1::2]}) == 1
+
+
+@pytest.mark.parametrize("columns", [ScoreColumns(), ScoreColumns(outputs=True, uncertainty=True)])
+def test_a_resumed_file_has_the_outputs_of_an_uninterrupted_one(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: ScoreColumns
+) -> None:
+    """Rewards are lower bounds: a row without the outputs does not say what later rows need."""
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=True, outputs=FIVE_HEADS)
+    model = load(folder, reward="lower_bound")
+    again = {"prompt": PROMPT, "completion": AGAIN}
+    rows = [
+        row
+        for n in range(8)
+        for row in (
+            {"prompt": f"the fox {'jumps ' * n}", "completion": "over " * 3 * n},
+            {"prompt": "x " * 400 * (n == 2), "completion": "too long"},
+            again,
+        )
+    ]
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    monkeypatch.setattr("plaudit.score_file.CHUNK_ROWS", 3)
+
+    def stop(done: int, total: int) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    score_file(model, data, whole, columns)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, data, stopped, columns, on_progress=stop)
+    # As a kill leaves it: outputs of a chunk whose rows were not written.
+    partial = stopped.with_name(".stopped.jsonl.partial.outputs")
+    written = partial.read_bytes()
+    assert len(written) == 8 * 8 * 5
+    partial.write_bytes(written + b"\0" * 17)
+    assert score_file(model, data, stopped, columns).resumed == 9
+    assert stopped.read_bytes() == whole.read_bytes()
+    read = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["rewards"] for row in read][2::3] == [read[2]["rewards"]] * 8
+    assert not list(tmp_path.glob(".stopped*"))
+
+
+def test_lost_outputs_of_a_stopped_call_are_an_error(
+    model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": PROMPT, "completion": str(n)} for n in range(4)]
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    monkeypatch.setattr("plaudit.score_file.CHUNK_ROWS", 2)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, data, out, on_progress=stop)
+    (tmp_path / ".out.jsonl.partial.outputs").unlink()
+    with pytest.raises(OutputError, match=r"partial\.outputs is incomplete; delete it"):
+        score_file(model, data, out)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_columns_of_outputs_and_uncertainty(tiny_base: Path, tmp_path: Path, ending: str) -> None:
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=False, outputs=FIVE_HEADS)
+    model = load(folder, lower_bound_k=0.5)
+    rows = [
+        {"prompt": PROMPT, "chosen": AGAIN, "rejected": "no"},
+        {"prompt": "x " * 400, "chosen": AGAIN, "rejected": "no"},
+    ]
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    out = tmp_path / f"out.{ending}"
+    score_file(model, data, out, ScoreColumns(rewards="r", outputs=True, uncertainty=True))
+    scored, skipped = (row for _, row in read_rows(Source(path=str(out))))
+    if ending == "csv":
+        scored = {k: json.loads(v) if k.startswith("r_") and v else v for k, v in scored.items()}
+    expected = model.score(PROMPT, [AGAIN, "no"], outputs=True, uncertainty=True)
+    for field in ("mean", "spread", "lower_bound"):
+        wanted = [getattr(one, field) for one in expected]
+        np.testing.assert_allclose(scored[f"r_{field}"], wanted, atol=1e-5)
+    for found, one in zip(scored["r_outputs"], expected, strict=True):
+        assert found == pytest.approx(dict(one.outputs or {}), abs=1e-5)
+    assert skipped["r_reason"] == "over_length"
+    assert not any(skipped.get(f"r_{field}") for field in ("outputs", "mean", "spread"))
+
+
+def test_a_taken_column_and_a_missing_ensemble_are_errors(
+    model: RewardModel, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=False)
+    row = {"prompt": PROMPT, "completion": AGAIN, "rewards_outputs": 1}
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", [row])))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match="already has a column 'rewards_outputs'"):
+        score_file(load(folder), data, out, ScoreColumns(outputs=True))
+    with pytest.raises(ModelError, match=r"no ensemble of heads; train a model with loss\.heads"):
+        score_file(load(folder), data, out, ScoreColumns(uncertainty=True))
+    with pytest.raises(ModelError, match="The outputs were requested"):
+        score_to_stream(model, data, sys.stdout, ScoreColumns(outputs=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]
 
 
 @st.composite

@@ -190,6 +190,7 @@ async def score_request(
         deadline=deadline,
     )
     await engine.run(job)
+    outputs_KO = np.asarray(job.outputs, np.float64).reshape(-1, served.model.output_count)
     token_rewards = None
     if wanted.token_rewards:
         token_rewards = await _token_rewards(engine, wanted, job)
@@ -205,7 +206,7 @@ async def score_request(
         model=served.name,
         created=int(time.time()),
         temperature=served.model.metadata.probability_temperature,
-        rewards=job.rewards,
+        rewards=served.model.rewards_of(outputs_KO).tolist(),
         tokens=[len(ids) for ids in sequences],
         computed=job.computed,
         seconds=time.monotonic() - began,

@@ -4,13 +4,12 @@ The queue takes turns: models, then clients, then requests of a client. One turn
 :data:`QUANTUM` tokens of a request, so that ten thousand documents do not keep two waiting. Token
 costs count what a conversation adds to the one before it in its request.
 
-A batch is scored with a cache of rewards, each common beginning of conversations once.
+A batch is scored with a cache of outputs, each common beginning of conversations once.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -22,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from plaudit.model.attention.kv_cache import PrefixCache
+from plaudit.reward_model import CachedOutputs, as_cached
 from plaudit.serving.errors import RejectionError
 from plaudit.serving.served_model import ServedModel, score_with_prefix_cache
 from plaudit.tokens.batch import PackedBatcher, share_prefixes
@@ -40,7 +40,7 @@ class Job(Generic[Owner]):
     ``owner`` is the loaded model they were encoded for. ``deadline`` is on the monotonic clock.
     ``finish`` is called once, by :meth:`end` from the thread that scores, with None or why it
     failed. ``computed`` counts the tokens that the model computed for it. ``known`` holds its
-    rewards so far by digest: equal conversations of a long request have one reward, whichever
+    outputs so far by digest: equal conversations of a long request have one reward, whichever
     batches they are in. ``costs`` are those of :func:`token_costs`. With ``action`` that is called
     in place of scoring, for other work that only the model's thread may do, and gives ``result``.
     """
@@ -53,17 +53,17 @@ class Job(Generic[Owner]):
     action: Callable[[], Any] | None = None
     finish: Callable[[RejectionError | None], object] = field(init=False)
     result: Any = None
-    rewards: list[float] = field(init=False)
+    outputs: list[CachedOutputs] = field(init=False)
     taken: int = 0
     scored: int = 0
     computed: int = 0
     cached: int = 0
-    known: dict[bytes, float] = field(default_factory=dict)
+    known: dict[bytes, CachedOutputs] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
     over: bool = False
 
     def __post_init__(self) -> None:
-        self.rewards = [0.0] * len(self.sequences)
+        self.outputs = [0.0] * len(self.sequences)
 
     @property
     def waiting_tokens(self) -> int:
@@ -232,7 +232,7 @@ class BatchStats:
 def score_slices(
     served: ServedModel, slices: Sequence[Slice[ServedModel]], free: Callable[[], None]
 ) -> BatchStats:
-    """Put rewards into the jobs of the slices; a job that cannot be scored gets its rejection.
+    """Put outputs into the jobs of the slices; a job that cannot be scored gets its rejection.
 
     ``free`` empties the prefix caches. Only the thread that owns the model may call it.
     """
@@ -256,18 +256,18 @@ class _Batch:
     served: ServedModel
     wanted: dict[bytes, IntArray] = field(default_factory=dict)
     first: dict[bytes, Job[ServedModel]] = field(default_factory=dict)
-    outcomes: dict[bytes, float | RejectionError] = field(default_factory=dict)
+    outcomes: dict[bytes, CachedOutputs | RejectionError] = field(default_factory=dict)
     tokens: int = 0
     reused: int = 0
 
     def add(self, part: Slice[ServedModel]) -> list[bytes]:
-        """The digests of a slice's conversations; those without a known reward become wanted."""
+        """The digests of a slice's conversations; those without known outputs become wanted."""
         job, sequences = part.job, part.job.sequences[part.start : part.stop]
         keys = list(conversation_digests(sequences))
         for key, ids in zip(keys, sequences, strict=True):
-            reward = job.known.get(key, self.served.cache.get(key))
-            if reward is not None:
-                self.outcomes.setdefault(key, reward)
+            outputs = job.known.get(key, self.served.cache.get(key))
+            if outputs is not None:
+                self.outcomes.setdefault(key, outputs)
                 job.cached += 1
             elif key not in self.wanted:
                 self.wanted[key], self.first[key] = ids, job
@@ -275,12 +275,12 @@ class _Batch:
 
     def score(self, free: Callable[[], None]) -> None:
         """Find the outcome of every wanted conversation."""
-        for key, reward in zip(self.wanted, self._rewards(list(self.wanted), free), strict=True):
-            if isinstance(reward, RejectionError):
-                self.outcomes[key] = reward
-            elif math.isfinite(reward):
-                self.outcomes[key] = reward
-                self.served.cache.put(key, reward)
+        for key, outputs in zip(self.wanted, self._outputs(list(self.wanted), free), strict=True):
+            if isinstance(outputs, RejectionError):
+                self.outcomes[key] = outputs
+            elif np.isfinite(outputs).all():
+                self.outcomes[key] = outputs
+                self.served.cache.put(key, outputs)
             else:
                 self.outcomes[key] = RejectionError(
                     "reward_not_finite",
@@ -292,22 +292,22 @@ class _Batch:
         job = part.job
         if job.over:
             return
-        rewards = []
+        outputs = []
         for key in keys:
             outcome = self.outcomes[key]
             if isinstance(outcome, RejectionError):
                 job.end(outcome)
                 return
-            rewards.append(job.known.setdefault(key, outcome))
-        job.rewards[part.start : part.stop] = rewards
-        job.scored += len(rewards)
+            outputs.append(job.known.setdefault(key, outcome))
+        job.outputs[part.start : part.stop] = outputs
+        job.scored += len(outputs)
         if job.scored == len(job.sequences):
             job.end(None)
 
-    def _rewards(
+    def _outputs(
         self, keys: Sequence[bytes], free: Callable[[], None] | None
-    ) -> Sequence[float | RejectionError]:
-        """Rewards of distinct conversations; where a pass fails, of its halves.
+    ) -> Sequence[CachedOutputs | RejectionError]:
+        """Outputs of distinct conversations; where a pass fails, of its halves.
 
         It may have been memory that ran out: the first failure calls ``free``, and what follows
         goes without a prefix cache. A conversation that the device has no memory for fails alone.
@@ -330,13 +330,15 @@ class _Batch:
             return [RejectionError("internal_error", message)]
         middle = len(keys) // 2
         halves = keys[:middle], keys[middle:]
-        return [reward for half in halves for reward in self._rewards(half, None)]
+        return [outputs for half in halves for outputs in self._outputs(half, None)]
 
-    def _forward(self, keys: Sequence[bytes], prefix_cache: PrefixCache | None) -> list[float]:
-        """Rewards of one pass; its tokens are counted for the jobs that asked first."""
+    def _forward(
+        self, keys: Sequence[bytes], prefix_cache: PrefixCache | None
+    ) -> list[CachedOutputs]:
+        """Outputs of one pass; its tokens are counted for the jobs that asked first."""
         model, sequences = self.served.model, [self.wanted[key] for key in keys]
         if not isinstance(model.batcher, PackedBatcher):
-            scores = model.score_trees(
+            found = model.output_trees(
                 [
                     TokenTree(index=i, prefix=ids[:0], branches=(ids,))
                     for i, ids in enumerate(sequences)
@@ -344,20 +346,20 @@ class _Batch:
             )
             for key, ids in zip(keys, sequences, strict=True):
                 self._count(key, len(ids))
-            return [float(scores_K[0]) for scores_K in scores]
+            return [as_cached(outputs_KO[0]) for outputs_KO in found]
         shared = share_prefixes(sequences, model.batcher.max_tokens)
         trees, cached = list(shared.trees), [0] * len(shared.trees)
         if prefix_cache is None:
-            scores = model.score_trees(trees)
+            found = model.output_trees(trees)
         else:
-            scores, resumed = score_with_prefix_cache(model, prefix_cache, trees)
+            found, resumed = score_with_prefix_cache(model, prefix_cache, trees)
             trees, cached = [r.tree for r in resumed], [r.cached.tokens for r in resumed]
         self.reused += sum(cached)
         for tree, skipped, members in zip(trees, cached, shared.members, strict=True):
             self._count(keys[members[0]], len(tree.prefix) - skipped)
             for member, branch in zip(members, tree.branches, strict=True):
                 self._count(keys[member], len(branch))
-        return [float(np.asarray(scores_K)[0]) for scores_K in shared.separate(scores)]
+        return [as_cached(outputs_KO[0]) for outputs_KO in shared.separate(found)]
 
     def _count(self, key: bytes, tokens: int) -> None:
         self.first[key].computed += tokens

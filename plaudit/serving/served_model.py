@@ -134,6 +134,8 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
         base=settings.base,
         device=settings.device,
         dtype=settings.dtype,
+        reward=settings.reward,
+        lower_bound_k=settings.lower_bound_k,
         trust_remote_code=settings.trust_remote_code,
     )
     served = ServedModel(
@@ -148,8 +150,8 @@ def open_served(source: ModelSource, settings: ServerSettings, *, version: int =
     )
     ids = model.tokenizer("plaudit", add_special_tokens=True)["input_ids"]
     probe = np.asarray(ids or [0], dtype=np.int32)
-    (rewards,) = model.score_trees([TokenTree(index=0, prefix=probe[:0], branches=(probe, probe))])
-    if not np.isfinite(rewards).all():
+    (outputs,) = model.output_trees([TokenTree(index=0, prefix=probe[:0], branches=(probe, probe))])
+    if not np.isfinite(outputs).all():
         raise ModelError(f"{source.path} gives NaN or infinite rewards; train it again.")
     return served
 
@@ -334,17 +336,17 @@ class PrefixCacheBatcher:
 def score_with_prefix_cache(
     model: RewardModel, prefix_cache: PrefixCache, trees: Sequence[TokenTree]
 ) -> tuple[list[FloatArray], list[CachedTree]]:
-    """``rewards_K`` of each tree, and the tree with its cached prefix.
+    """``outputs_KO`` of each tree, and the tree with its cached prefix.
 
     No conversation may be there twice.
     """
     assert isinstance(model.batcher, PackedBatcher)
     resumed = [with_cached_prefix(tree, prefix_cache) for tree in trees]
     batcher = PrefixCacheBatcher(model.batcher, prefix_cache, resumed)
-    scores = score_distinct(
-        model.module, batcher, [one.tree for one in resumed], on_batch=batcher.keep
+    outputs = score_distinct(
+        model.forward, batcher, [one.tree for one in resumed], on_batch=batcher.keep
     )
-    return scores, resumed
+    return outputs, resumed
 
 
 def open_prefix_cache(model: RewardModel, limit: int) -> PrefixCache | None:
@@ -375,14 +377,15 @@ def _why_no_prefix_cache(model: RewardModel, prefix_cache: PrefixCache) -> str |
     ids_KT = np.random.default_rng(0).integers(0, known, (2, 4 * LEAST_SHARED)).astype(np.int32)
     ids_KT[:, : 2 * LEAST_SHARED] = ids_KT[0, : 2 * LEAST_SHARED]
     first, second = (TokenTree(index=0, prefix=ids[:0], branches=(ids,)) for ids in ids_KT)
-    (plain,) = model.score_trees([second])
+    (plain,) = model.output_trees([second])
     score_with_prefix_cache(model, prefix_cache, [first])
     (again,), (resumed,) = score_with_prefix_cache(model, prefix_cache, [second])
     if resumed.cached.tokens < 2 * LEAST_SHARED:
         return "its attention returns no key-value cache"
-    reward_transform = model.module.reward_transform
-    size = max(1.0, float(np.abs((plain - reward_transform.offset) / reward_transform.scale).max()))
-    apart = float(np.abs(plain - again).max()) / abs(reward_transform.scale)
+    transform, outputs = model.module.reward_transform, model.metadata.outputs
+    raw = plain - transform.offset - (0.0 if outputs is None else np.asarray(outputs.offsets))
+    size = max(1.0, float(np.abs(raw / transform.scale).max()))
+    apart = float(np.abs(plain - again).max()) / abs(transform.scale)
     # That of the body, which is no finer than head and adapter.
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE["bfloat16"])
     if not apart <= tolerance * size:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import PlauditError
-from plaudit.types import Dtype
+from plaudit.types import Dtype, RewardChoice
 
 MIB = 1 << 20
 
@@ -31,6 +31,7 @@ class ServerSettings:
     CPU, 16,384 on a GPU). ``max_requests`` and ``max_waiting_tokens`` bound what has been accepted
     and not answered, ``max_inflight_bytes`` the bodies of it, ``max_connections`` the connections
     of each process. Headers are read within ``body_timeout``, and so is a body.
+    ``reward`` and ``lower_bound_k`` are as in :func:`plaudit.load`, for every model.
     ``prefix_cache_bytes`` bounds the prefix cache of each model; 0 turns it off. On loopback and
     without a token, requests name this machine or one of ``allowed_hosts``.
     """
@@ -42,6 +43,8 @@ class ServerSettings:
     base: str | None = None
     device: str | None = None
     dtype: Dtype = "auto"
+    reward: RewardChoice = "mean"
+    lower_bound_k: float = 1.0
     trust_remote_code: bool = False
     workers: int = 1
     max_batch_tokens: int | None = None

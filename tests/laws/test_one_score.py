@@ -17,11 +17,13 @@ import torch
 from plaudit.errors import DataError
 from plaudit.evaluate_model import evaluate
 from plaudit.interop.export import export
+from plaudit.interop.trl.reward_function import reward_function
 from plaudit.recipe.schema import Source
 from plaudit.reward_model import RewardModel, load
 from plaudit.score_file import score_file
-from plaudit.types import Skipped, TokenTree
+from plaudit.types import Outputs, RewardChoice, Skipped, TokenTree
 from tests.conftest import pair_rows, write_jsonl
+from tests.models import FIVE_HEADS, THREE, saved_with_outputs
 from tests.servers import running
 
 
@@ -39,9 +41,14 @@ def python_scores(model: RewardModel, rows: Sequence[dict[str, Any]]) -> list[li
 
 
 def transformers_scores(
-    folder: Path, rows: Sequence[dict[str, Any]], *, adapter: bool, batch: int
-) -> list[list[float]]:
-    """Plain transformers and PEFT, as the card's snippet has it."""
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    adapter: bool,
+    batch: int,
+    outputs: Outputs | None = None,
+) -> list[list[Any]]:
+    """Plain transformers and PEFT, as the card's snippet has it; all logits with ``outputs``."""
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -49,7 +56,8 @@ def transformers_scores(
     loader = (
         AutoPeftModelForSequenceClassification if adapter else AutoModelForSequenceClassification
     )
-    network = loader.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    labels = 1 if outputs is None else len(outputs.names)
+    network = loader.from_pretrained(folder, num_labels=labels, dtype=torch.float32)
     network.config.pad_token_id = tokenizer.pad_token_id
     network.eval()
     texts = [
@@ -57,12 +65,13 @@ def transformers_scores(
         for row in rows
         for side in ("chosen", "rejected")
     ]
-    scores: list[float] = []
+    scores: list[Any] = []
     for start in range(0, len(texts), batch):
         ids = tokenizer(texts[start : start + batch], add_special_tokens=False)["input_ids"]
         inputs = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
         with torch.no_grad():
-            scores += network(**inputs).logits[:, 0].tolist()
+            logits = network(**inputs).logits
+            scores += (logits[:, 0] if outputs is None else logits).tolist()
     return [scores[i : i + 2] for i in range(0, len(scores), 2)]
 
 
@@ -112,6 +121,50 @@ def test_the_merged_export_gives_the_same_scores(
     export(finished_run, "merged", tmp_path / "merged")
     plain = transformers_scores(tmp_path / "merged", ROWS, adapter=False, batch=5)
     assert_same(plain, python_scores(model, ROWS))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reward"), [(THREE, "mean"), (FIVE_HEADS, "mean"), (FIVE_HEADS, "lower_bound")]
+)
+def test_a_reward_of_several_outputs_is_the_same_on_every_path(
+    tiny_base: Path, tmp_path: Path, outputs: Outputs, reward: RewardChoice
+) -> None:
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=False, outputs=outputs)
+    model = load(folder, reward=reward, lower_bound_k=1.5)
+    logits = transformers_scores(folder, ROWS, adapter=False, batch=5, outputs=outputs)
+    outputs_NO = np.array(logits).reshape(-1, len(outputs.names)) + outputs.offsets
+    expected_N = outputs_NO @ outputs.weights
+    if reward == "lower_bound":
+        expected_N = outputs_NO.mean(axis=1) - 1.5 * outputs_NO.std(axis=1, ddof=1)
+    expected = expected_N.reshape(-1, 2).tolist()
+    assert np.std(expected) > 1e-2
+    assert_same(python_scores(model, ROWS), expected)
+    many = model.score_many([(row["prompt"], [row["chosen"], row["rejected"]]) for row in ROWS])
+    assert_same([rewards for rewards in many if isinstance(rewards, list)], expected)
+    for row, (chosen, _) in zip(ROWS[:3], expected, strict=False):
+        assert model.token_rewards(row["prompt"], row["chosen"])[-1].reward == pytest.approx(
+            chosen, abs=1e-5
+        )
+    data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    score_file(model, Source(path=str(data)), tmp_path / "out.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert_same([row["rewards"] for row in written], expected)
+    rewards = evaluate(model, data).table.reward_N
+    assert_same(rewards.reshape(-1, 2).tolist(), expected)
+    of_trl = reward_function(model)
+    found = [of_trl([row["prompt"]] * 2, [row["chosen"], row["rejected"]]) for row in ROWS]
+    assert_same([[float(one) for one in some if one is not None] for some in found], expected)
+    with running(folder, reward=reward, lower_bound_k=1.5) as server:
+        # The second time from the cache, and with the prefixes that it kept.
+        for _ in range(2):
+            answers = [
+                server.post(
+                    "/v1/rewards",
+                    {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]},
+                ).json()["rewards"]
+                for row in ROWS
+            ]
+            assert_same(answers, expected)
 
 
 def test_companions_and_order_do_not_matter(model: RewardModel) -> None:

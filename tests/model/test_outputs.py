@@ -13,42 +13,16 @@ from transformers import AutoModelForSequenceClassification
 
 import plaudit
 from plaudit.errors import ModelError
-from plaudit.model.checkpoint import CheckpointMetadata, save_checkpoint
-from plaudit.model.load import BaseRequest, add_lora, load_base
 from plaudit.model.module import as_reward_module, classifier
 from plaudit.model.scoring import score_trees
 from plaudit.tokens.batch import make_batchers
-from plaudit.types import Outputs, RewardTransform
-from tests.models import build_base, make_trees, tiny_classifier, tiny_tokenizer
+from plaudit.types import RewardTransform
+from tests.models import THREE, build_base, make_trees, saved_with_outputs, tiny_classifier
 
 pytestmark = pytest.mark.heavy
 
 PAD = 2
-THREE = Outputs(names=("helpful", "true", "short"), weights=(0.6, 0.5, -0.1), offsets=(2.0, 3.0, 1))
 SHAPES = [(5, (3, 8)), (0, (4,)), (7, (1, 6, 2))]
-
-
-def saved(folder: Path, base: Path, *, lora: bool, outputs: Outputs = THREE) -> Path:
-    """A reward model with random weights in its head."""
-    request = BaseRequest(base=str(base), head_init="normal", outputs=outputs.names)
-    network = load_base(request, pad_id=PAD).network
-    if lora:
-        network = add_lora(network, {"r": 2, "target_modules": "all-linear"})
-    metadata = CheckpointMetadata(
-        kind="adapter" if lora else "full",
-        base=str(base),
-        base_revision=None,
-        max_length=64,
-        text="chat",
-        chat_template=None,
-        pad_token="<pad>",
-        attention="packed",
-        attention_note=None,
-        head={"name": "score", "init": "normal", "dtype": "float32"},
-        outputs=outputs,
-    )
-    save_checkpoint(folder, network, tiny_tokenizer(), metadata)
-    return folder
 
 
 def test_the_reward_is_the_weighted_sum_of_the_outputs() -> None:
@@ -67,7 +41,7 @@ def test_the_reward_is_the_weighted_sum_of_the_outputs() -> None:
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_outputs_come_back_with_the_model_and_in_transformers(tmp_path: Path, lora: bool) -> None:
     base = build_base(tmp_path / "base")
-    folder = saved(tmp_path / "model", base, lora=lora)
+    folder = saved_with_outputs(tmp_path / "model", base, lora=lora)
     model = plaudit.load(folder)
     assert model.metadata.outputs == THREE
     assert model.module.config.id2label == {0: "helpful", 1: "true", 2: "short"}
@@ -89,7 +63,9 @@ def test_outputs_come_back_with_the_model_and_in_transformers(tmp_path: Path, lo
 
 
 def test_packed_outputs_are_those_of_padded_rows(tmp_path: Path) -> None:
-    model = plaudit.load(saved(tmp_path / "model", build_base(tmp_path / "base"), lora=True))
+    model = plaudit.load(
+        saved_with_outputs(tmp_path / "model", build_base(tmp_path / "base"), lora=True)
+    )
     packed = model.output_trees(make_trees(SHAPES))
     classifier(model.module.network).set_attn_implementation("sdpa")
     padded = make_batchers(200, torch.device("cpu"), PAD)["padded"]
@@ -98,7 +74,7 @@ def test_packed_outputs_are_those_of_padded_rows(tmp_path: Path) -> None:
 
 
 def test_a_head_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", build_base(tmp_path / "base"), lora=False)
+    folder = saved_with_outputs(tmp_path / "model", build_base(tmp_path / "base"), lora=False)
     path = folder / "plaudit.json"
     metadata = json.loads(path.read_text())
     metadata["outputs"] = {
