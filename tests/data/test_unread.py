@@ -154,6 +154,10 @@ READ: Mapping[str, tuple[Mapping[str, Any], Mapping[str, int]]] = {
         EXAMPLES["explicit_text"] | {"category": "maths", "model": "m", "source": "web", "year": 1},
         {"category": 1, "model": 1},
     ),
+    "attributes, also as text": (
+        EXAMPLES["explicit_text"] | {"attributes": '{"full text": [1, 2]}', "attribute": "x y"},
+        {"attribute": 1},
+    ),
     "names that only contain those of prompts": (
         EXAMPLES["explicit_text"] | {"prompt_id": "a1", "prompt_source": "web", "user_id": "u"},
         {"prompt_id": 1, "prompt_source": 1, "user_id": 1},

@@ -725,8 +725,8 @@ CHECKS: Final[tuple[Check, ...]] = (
         severity="info",
         find=_reason(reasons.SINGLE_RESPONSE, reasons.UNLABELLED),
         why="The row has a single response or no label, so training with this objective skips it.",
-        advice="Train with loss.kind mse, huber, bce or ordinal if it has a rating. Otherwise add "
-        "the missing responses or labels.",
+        advice="Train with loss.kind mse, huber, bce or ordinal if it has a rating, or with "
+        "outputs if it has attributes. Otherwise add the missing responses or labels.",
     ),
     Check(
         name="several_votes",
