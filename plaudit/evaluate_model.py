@@ -296,6 +296,7 @@ def _measure(
             perturbations=probed,
             stored_temperature=model.metadata.probability_temperature,
             objective=model.metadata.objective,
+            outputs=model.metadata.outputs,
             seed=options.seed,
         ),
     )

@@ -23,7 +23,7 @@ from plaudit.data.load import SourceUse
 from plaudit.data.unread import UnreadColumns
 from plaudit.errors import DataError
 from plaudit.storage.manifest import TRAINING_FILE
-from plaudit.types import Text
+from plaudit.types import Outputs, Text
 
 METRICS_FILE: Final = "metrics.json"
 FORMAT: Final = 2
@@ -256,6 +256,132 @@ class TieMetrics:
     log_loss_ci95: Interval | None
     log_loss_constant: float
     auc: float | None
+
+
+# ---- several outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeAccuracy(CountedAccuracy):
+    """An output on the pairs whose labels of ``attribute`` differ; ``ties`` count as wrong."""
+
+    attribute: str
+    ties: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputMetrics:
+    """A named output of the head against the labels of its name.
+
+    The reward is the sum of all outputs times their ``weight``. ``responses`` of ``prompts`` have a
+    label. ``own`` is the accuracy on pairs by these labels, and ``attributes`` that by the labels
+    of every output, its own too. ``best_other`` is the other output with the highest accuracy on
+    the pairs of ``own``, and ``delta_accuracy`` the output's accuracy minus that one's; it was
+    chosen on these pairs, which biases the difference downward. ``correlation`` is of output and
+    label, and ``ratings`` exists for an objective that learns from ratings; neither exists for
+    labels that are an order alone.
+    """
+
+    name: str
+    weight: float
+    responses: int
+    prompts: int
+    own: AttributeAccuracy
+    best_other: str | None
+    delta_accuracy: float | None
+    delta_accuracy_ci95: Interval | None
+    attributes: tuple[AttributeAccuracy, ...]
+    correlation: Correlation | None
+    ratings: RatingMetrics | None
+
+
+# ---- uncertainty
+
+
+UncertaintyScore: TypeAlias = Literal["spread", "relative_spread", "margin"]
+"""Of the reward difference of a pair: the standard deviation over heads; that over the size of the
+mean; and the size of the mean alone, negated, which needs no ensemble."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPrediction:
+    """Does a score tell which pairs are ranked wrongly?
+
+    ``auroc`` is the share of pairs of a wrong and a right pair in which the wrong one has the
+    higher score, and ``delta_auroc`` is it minus that of ``margin``, on the same resamples.
+    ``aurc`` is the area under ``risk_coverage``, the error rate without the highest scores.
+    """
+
+    score: UncertaintyScore
+    auroc: float | None
+    auroc_ci95: Interval | None
+    delta_auroc: float | None
+    delta_auroc_ci95: Interval | None
+    aurc: float | None
+    risk_coverage: tuple[RiskPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidentPairs(CountedAccuracy):
+    """The pairs whose order the heads are sure of with probability ``level`` or more.
+
+    ``share`` is theirs of all pairs. With exact probabilities, accuracy is at least ``level``.
+    """
+
+    level: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingCoverage:
+    """The share of ratings inside the interval of the heads for ``level``.
+
+    ``half_width`` is the mean half of its width, in units of the rating.
+    """
+
+    level: float
+    coverage: float
+    coverage_ci95: Interval | None
+    half_width: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingUncertainty:
+    """The spread of expected ratings over heads, for an objective that learns from ratings.
+
+    ``spearman`` is of the spread and the size of the error. ``levels`` is empty for labels 0 and 1,
+    which no interval of probabilities can cover.
+    """
+
+    responses: int
+    spread: float
+    spearman: float | None
+    spearman_ci95: Interval | None
+    levels: tuple[RatingCoverage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UncertaintyMetrics:
+    """Whether the heads of an ensemble disagree where it errs.
+
+    ``wrong`` of ``pairs`` are ranked wrongly, ties included. ``reward_spread`` is the mean standard
+    deviation over heads of a reward, and ``difference_spread`` that of the reward difference of a
+    pair. ``aurc_best_possible`` is that of a score that is higher for each wrong pair.
+    """
+
+    heads: int
+    pairs: int
+    wrong: int
+    reward_spread: float
+    difference_spread: float | None
+    scores: tuple[ErrorPrediction, ...]
+    aurc_best_possible: float | None
+    levels: tuple[ConfidentPairs, ...]
+    ratings: RatingUncertainty | None
+
+    def of(self, score: UncertaintyScore) -> ErrorPrediction:
+        """The row of a score."""
+        return next(one for one in self.scores if one.score == score)
 
 
 # ---- what scores depend on
@@ -588,6 +714,8 @@ class EvaluationMetrics(PairMetrics, Calibration):
     curves: Curves
     ratings: RatingMetrics | None = None
     tied: TieMetrics | None = None
+    outputs: tuple[OutputMetrics, ...] = ()
+    uncertainty: UncertaintyMetrics | None = None
     history: tuple[HistoryEntry, ...] | None = None
     answers: tuple[Answer, ...] = ()
     summary: tuple[str, ...] = ()
@@ -596,7 +724,8 @@ class EvaluationMetrics(PairMetrics, Calibration):
     @property
     def has_pairs(self) -> bool:
         """Whether there are pairs to say something of, or nothing else is."""
-        return bool(self.pairs) or self.ratings is None
+        labelled = self.ratings is not None or any(one.responses for one in self.outputs)
+        return bool(self.pairs) or not labelled
 
 
 # ---- what is measured beside an evaluation
@@ -844,7 +973,8 @@ class RunObjective:
     """What the loss of a run is: its row of ``plaudit.recipe.objectives.OBJECTIVES``.
 
     ``options`` are those of the recipe that differ from their defaults, ``learned`` the parameters
-    beside the model under their paper's names, and ``offset`` is part of each reward.
+    beside the model under their paper's names, and ``offset`` is part of each reward. ``outputs``
+    is None for a head with one output.
     """
 
     family: str
@@ -854,6 +984,7 @@ class RunObjective:
     options: Mapping[str, Setting] = field(default_factory=dict)
     learned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     offset: float = 0.0
+    outputs: Outputs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ Everything that a card, a report or a plot shows is computed here, so that those
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,9 +22,11 @@ from plaudit.evaluation.metrics.calibration import (
     cross_fit,
     cross_fit_isotonic,
 )
+from plaudit.evaluation.metrics.outputs import measure_outputs
 from plaudit.evaluation.metrics.ranks import correlate_strength, measure_ranks
 from plaudit.evaluation.metrics.ratings import measure_ratings, rating_curve
 from plaudit.evaluation.metrics.ties import measure_ties
+from plaudit.evaluation.metrics.uncertainty import measure_uncertainty
 from plaudit.evaluation.numbers import metric, signed, signed_interval, words
 from plaudit.evaluation.schema import (
     BaselineMetrics,
@@ -41,7 +43,6 @@ from plaudit.evaluation.schema import (
     ReliabilityBin,
     RewardHistogram,
     RewardSpread,
-    RiskPoint,
     Verdict,
     parts,
     settle,
@@ -49,7 +50,7 @@ from plaudit.evaluation.schema import (
 from plaudit.evaluation.sentences import answers, best_baseline
 from plaudit.evaluation.table import CodeArray, Pairs, ScoreTable, pairs
 from plaudit.evaluation.warning_sentences import warnings
-from plaudit.types import FloatArray, TrainedObjective
+from plaudit.types import FloatArray, Outputs, TrainedObjective
 
 _HISTOGRAM_BINS = 40
 _LENGTH_BINS_PER_SIDE = 4
@@ -64,7 +65,8 @@ class EvaluationContext:
     ``baselines_fitted_on`` training comparisons. ``perturbations`` are the scored perturbation
     tests, or a sentence that says why there are none. ``stored_temperature`` is the model's, fitted
     on other data (1 where it has none); None where the model gets it from these. ``objective`` is
-    what the model was trained for; None where that is not known.
+    what the model was trained for; None where that is not known. ``outputs`` are those of its head,
+    None for a head with one.
     """
 
     dataset: str
@@ -76,6 +78,7 @@ class EvaluationContext:
     calibrate: bool = True
     stored_temperature: float | None = None
     objective: TrainedObjective | None = None
+    outputs: Outputs | None = None
     seed: int = 0
 
 
@@ -86,6 +89,9 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         ModelError: a reward is not finite.
     """
     seed, paired, objective = context.seed, pairs(table), context.objective
+    outputs = context.outputs
+    # A sum of named outputs is no expected rating; the mean of an ensemble is one.
+    of_reward = objective if outputs is None or outputs.ensemble else None
     # As the training loss has it; a temperature changes no accuracy.
     tempered = paired.over(1.0 if objective is None else objective.temperature)
     calibration = (
@@ -155,10 +161,12 @@ def summarise(table: ScoreTable, context: EvaluationContext) -> EvaluationMetric
         mistakes=tuple(find_mistakes(table, paired, temperature=temperature)),
         curves=replace(
             _curves(table, paired, calibration, risk),
-            ratings=rating_curve(table, objective, seed=seed),
+            ratings=rating_curve(table, of_reward, seed=seed),
         ),
-        ratings=measure_ratings(table, objective, seed=seed),
-        tied=measure_ties(table, objective, seed=seed),
+        ratings=measure_ratings(table, of_reward, seed=seed),
+        tied=measure_ties(table, of_reward, seed=seed),
+        outputs=measure_outputs(table, outputs, objective, seed=seed),
+        uncertainty=measure_uncertainty(table, outputs, objective, seed=seed),
         history=None if context.history is None else tuple(context.history),
     )
     # Sentences are made of the numbers as they are recorded.
@@ -244,9 +252,6 @@ def _of_probabilities(confidence_P: FloatArray, credit_P: FloatArray) -> Probabi
     )
 
 
-_COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
-
-
 def _baselines_sentence(judged: Mapping[str, BaselineMetrics | None]) -> str | None:
     """The model against the best baseline on the same pairs, in words."""
     found = best_baseline(judged)
@@ -301,16 +306,8 @@ def _curves(
         reliability_calibrated=None
         if calibrated_P is None
         else _reliability_curve(calibrated_P, paired.group_P),
-        risk_coverage=tuple(_risk_curve(risk, paired.group_P)),
+        risk_coverage=pairwise.risk_curve(risk, paired.group_P),
     )
-
-
-def _risk_curve(risk: pairwise.RiskCoverage, group_P: CodeArray) -> Iterator[RiskPoint]:
-    """Error rate among the most confident pairs, by the share of pairs that are answered."""
-    for coverage in _COVERAGES if len(group_P) else ():
-        kept, wrong = risk.at(coverage)
-        interval = pairwise.share_interval(risk.error_P[:kept], group_P[risk.order_P[:kept]])
-        yield RiskPoint(coverage=coverage, pairs=kept, risk=wrong, risk_ci95=interval.shown)
 
 
 def _histogram(*series: FloatArray) -> tuple[tuple[float, ...], list[tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -240,7 +241,7 @@ def _score_rows(
                 source=comparison.source,
                 response=response,
                 reward=float(reward),
-                grade=comparison.grades[response],
+                grade=comparison.grades[response] if comparison.grades else math.nan,
                 rated=comparison.rated,
                 margin=tree.margin,
                 tokens=tree.lengths[response],
@@ -332,8 +333,13 @@ def pairs(table: ScoreTable) -> Pairs:
             f" {table.comparison_N[first]!r}; score in float32, or use an earlier checkpoint,"
             " from before training diverged."
         )
+    return pairs_by(table, table.grade_N)
+
+
+def pairs_by(table: ScoreTable, label_N: FloatArray) -> Pairs:
+    """The pairs of :func:`pairs` with ``label_N`` in place of the grades; NaN makes no pair."""
     comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
-    winner_P, loser_P = ordered_pairs(comparison_N, table.grade_N)
+    winner_P, loser_P = ordered_pairs(comparison_N, label_N)
     return Pairs(
         winner_P=winner_P,
         loser_P=loser_P,
@@ -345,14 +351,15 @@ def pairs(table: ScoreTable) -> Pairs:
 
 
 def ordered_pairs(comparison_N: CodeArray, grade_N: FloatArray) -> tuple[CodeArray, CodeArray]:
-    """Rows (winner, loser) of one comparison with unequal grades.
+    """Rows (winner, loser) of one comparison with unequal grades; a grade of NaN makes no pair.
 
     Sorted by comparison code, then by the winner's and the loser's row.
     """
     first_P, second_P = unordered_pairs(comparison_N)
     rise_P = grade_N[first_P] - grade_N[second_P]
-    winner_P = np.where(rise_P > 0, first_P, second_P)[rise_P != 0]
-    loser_P = np.where(rise_P > 0, second_P, first_P)[rise_P != 0]
+    known_P = np.abs(rise_P) > 0
+    winner_P = np.where(rise_P > 0, first_P, second_P)[known_P]
+    loser_P = np.where(rise_P > 0, second_P, first_P)[known_P]
     order_P = np.lexsort((loser_P, winner_P, comparison_N[winner_P]))
     return winner_P[order_P], loser_P[order_P]
 

@@ -59,10 +59,12 @@ def read_parts(
                 comparisons=part.comparisons,
                 trees=part.trees,
                 rewards=[trainer.rewards(outputs_KO) for outputs_KO in outputs[name]],
+                outputs=None if trainer.outputs is None else outputs[name],
             )
             for name, part in parts.items()
         ),
         scorers,
+        trainer.outputs,
     )
 
 
@@ -84,7 +86,12 @@ class PairIndex:
 
 def index_pairs(parts: Mapping[str, Part], temperature: float = 1.0) -> PairIndex:
     """The pairs of the evaluation sets, from their trees and prompt groups; no text is read."""
-    grades = [tree.grades for part in parts.values() for tree in part.trees]
+    # A comparison with attributes alone has rows and no pairs.
+    grades = [
+        tree.grades or (np.nan,) * len(tree.branches)
+        for part in parts.values()
+        for tree in part.trees
+    ]
     comparison_N = np.repeat(np.arange(len(grades)), list(map(len, grades)))
     winner_P, loser_P = ordered_pairs(comparison_N, np.fromiter(chain(*grades), np.float64))
     comparison_P = comparison_N[winner_P]

@@ -147,6 +147,7 @@ def _evaluate(
             calibrate=run.recipe.evaluate.calibrate,
             stored_temperature=stored_temperature,
             objective=trainer.metadata.objective,
+            outputs=trainer.metadata.outputs,
             seed=run.recipe.data.seed,
         ),
     )
@@ -237,6 +238,7 @@ def objective_of(options: LossSection, metadata: CheckpointMetadata) -> RunObjec
         if learned
         else {},
         offset=metadata.reward_transform.offset,
+        outputs=metadata.outputs,
     )
 
 

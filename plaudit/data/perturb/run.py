@@ -334,8 +334,9 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
         if perturbation.suits(context.language)
     }
     applied = {perturbation: new for perturbation, new in outcomes.items() if new is not None}
-    ordered = max(comparison.grades) > min(comparison.grades)
-    worst = comparison.responses[comparison.grades.index(min(comparison.grades))]
+    grades = comparison.grades or (0.0,)
+    ordered = max(grades) > min(grades)
+    worst = comparison.responses[grades.index(min(grades))]
     unperturbed = (best, worst) if ordered else (best,)
     responses = (*unperturbed, *(with_text(best, new) for new in applied.values()))
     return PerturbationTest(
@@ -349,7 +350,7 @@ def _test(comparison: Comparison, text: str, context: Context, seed: int) -> Per
 
 
 def _is_single(comparison: Comparison) -> bool:
-    return comparison.rated and len(comparison.responses) == 1
+    return comparison.rated and len(comparison.grades) == 1
 
 
 def _least_good(comparisons: Sequence[Comparison]) -> float:

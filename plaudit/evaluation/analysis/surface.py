@@ -122,15 +122,13 @@ def score_differences(score: Scorer, comparisons: Sequence[Comparison]) -> Float
 def graded_pairs(comparisons: Sequence[Comparison]) -> tuple[CodeArray, CodeArray]:
     """Numbers of winners and losers among all responses, laid end to end.
 
-    Sorted by comparison, winner, loser; responses of equal grade make no pair.
+    Sorted by comparison, winner, loser; responses of equal grade, or without any, make no pair.
     """
     sizes: list[int] = []
     grades: list[float] = []
     for row in comparisons:
-        if not row.grades:
-            raise ValueError("baselines need comparisons with grades")
         sizes.append(len(row.responses))
-        grades += row.grades
+        grades += row.grades or (np.nan,) * len(row.responses)
     comparison_R = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     return ordered_pairs(comparison_R, np.array(grades, dtype=np.float64))
 
@@ -273,9 +271,14 @@ def measure_length_bias(table: ScoreTable, paired: Pairs, *, seed: int = 0) -> L
     slope, slope_interval = _slope(centred_N, reward_N, group_N, seed)
     unit = 100.0 / spread if spread > 0 else np.nan
     labels = _centred(table.grade_N, comparison_N)
+    known_N = np.isfinite(labels)
     overall, within, label = (
-        correlate(*columns, group_N, seed=seed) if len(table) else _NO_CORRELATION
-        for columns in ((table.reward_N, length_N), (reward_N, centred_N), (labels, centred_N))
+        correlate(*columns, seed=seed) if len(columns[0]) else _NO_CORRELATION
+        for columns in (
+            (table.reward_N, length_N, group_N),
+            (reward_N, centred_N, group_N),
+            (labels[known_N], centred_N[known_N], group_N[known_N]),
+        )
     )
     rise_P = length_N[paired.winner_P] - length_N[paired.loser_P]
     balanced, balanced_interval = _of_sides(

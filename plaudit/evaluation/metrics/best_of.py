@@ -71,7 +71,8 @@ def best_of_n(table: ScoreTable, *, seed: int = 0) -> BestOf:
     """
     comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
     together = [np.flatnonzero(comparison_N == code) for code in range(int(comparison_N.max()) + 1)]
-    usable = [rows for rows in together if len(rows) >= FEWEST]
+    graded_N = np.isfinite(table.grade_N)
+    usable = [rows for rows in together if len(rows) >= FEWEST and graded_N[rows].all()]
     if not usable:
         raise DataError(
             f"best-of-N needs prompts with at least {FEWEST} graded responses, and none of the"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.evaluation.schema import CountedAccuracy, Interval, Metric, Spread
+from plaudit.evaluation.schema import CountedAccuracy, Interval, Metric, RiskPoint, Spread
 from plaudit.types import FloatArray
 
 _RESAMPLES = 1000
@@ -273,6 +273,21 @@ def risk_coverage(confidence_P: FloatArray, credit_P: FloatArray) -> RiskCoverag
     shared_P = mean_L[level_P]
     risk_P = np.cumsum(shared_P) / np.arange(1, len(shared_P) + 1)
     return RiskCoverage(risk_P=risk_P, error_P=shared_P, order_P=order_P)
+
+
+_COVERAGES = tuple(round(step / 20, 2) for step in range(1, 21))
+
+
+def risk_curve(risk: RiskCoverage, group_P: npt.NDArray[np.int64]) -> tuple[RiskPoint, ...]:
+    """Error rate among the most confident pairs, by the share of pairs that are answered."""
+    points = []
+    for coverage in _COVERAGES if len(group_P) else ():
+        kept, wrong = risk.at(coverage)
+        interval = share_interval(risk.error_P[:kept], group_P[risk.order_P[:kept]])
+        points.append(
+            RiskPoint(coverage=coverage, pairs=kept, risk=wrong, risk_ci95=interval.shown)
+        )
+    return tuple(points)
 
 
 _QUANTILES = (5, 25, 50, 75, 95)

@@ -52,6 +52,9 @@ def rank(table: ScoreTable, *, fewest: int = FEWEST) -> Ranks:
     log2(place + 1), equal rewards sharing the mean discount of their places (Järvelin and
     Kekäläinen, 2002; McSherry and Najork, 2008).
     """
+    known_N = np.isfinite(table.grade_N)
+    if not known_N.all():
+        table = table.take(known_N)
     comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
     count = int(comparison_N.max()) + 1 if len(comparison_N) else 0
     responses_C = np.bincount(comparison_N, minlength=count)

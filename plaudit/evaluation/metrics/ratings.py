@@ -9,7 +9,7 @@ import numpy as np
 
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.ranks import correlate
-from plaudit.evaluation.schema import Interval, RatingBin, RatingCurve, RatingMetrics, parts
+from plaudit.evaluation.schema import RatingBin, RatingCurve, RatingMetrics, parts
 from plaudit.evaluation.table import CodeArray, ScoreTable, codes
 from plaudit.recipe.objectives import learns_from, parameters_of
 from plaudit.types import FloatArray, TrainedObjective
@@ -44,8 +44,24 @@ def measure_ratings(
     rated_N = rated_rows(table, objective)
     if objective is None or not len(rated_N):
         return None
-    rating_N, reward_N = table.grade_N[rated_N], table.reward_N[rated_N]
-    group_N = codes(table.group_N[rated_N])
+    return compare_ratings(
+        table.reward_N[rated_N],
+        table.grade_N[rated_N],
+        codes(table.group_N[rated_N]),
+        objective,
+        seed=seed,
+    )
+
+
+def compare_ratings(
+    reward_N: FloatArray,
+    rating_N: FloatArray,
+    group_N: CodeArray,
+    objective: TrainedObjective,
+    *,
+    seed: int = 0,
+) -> RatingMetrics:
+    """The metrics of rewards, or of one output, that learned the ratings of N > 0 responses."""
     predicted_N = predictions(reward_N, objective)
     error_N = predicted_N - rating_N
     constant_N = rating_N - np.median(rating_N)
@@ -70,7 +86,9 @@ def measure_ratings(
         **parts(correlate(reward_N, rating_N, group_N, seed=seed)),
         calibration_slope=_slope(predicted_N, rating_N),
         auc=auc(reward_N, rating_N) if binary else None,
-        auc_ci95=_auc_interval(reward_N, rating_N, group_N, seed) if binary else None,
+        auc_ci95=pairwise.percentile_interval(auc_draws(reward_N, rating_N, group_N, seed=seed))
+        if binary
+        else None,
         log_loss=None if probability_N is None else _log_loss(reward_N, rating_N),
         ece_equal_mass=None if probability_N is None else _ece(probability_N, rating_N),
     )
@@ -119,7 +137,7 @@ def rated_rows(table: ScoreTable, objective: TrainedObjective | None) -> CodeArr
     """Rows with a rating that a model was trained to expect; none for another model."""
     if objective is None or learns_from(objective.kind) != "ratings":
         return np.zeros(0, np.int64)
-    return np.flatnonzero(table.rated_N)
+    return np.flatnonzero(table.rated_N & np.isfinite(table.grade_N))
 
 
 def is_binary(rating_N: FloatArray) -> bool:
@@ -153,18 +171,28 @@ def auc(reward_N: FloatArray, label_N: FloatArray) -> float:
     return (ranks - good * (good + 1.0) / 2.0) / (good * bad)
 
 
-def _auc_interval(
-    reward_N: FloatArray, label_N: FloatArray, group_N: CodeArray, seed: int, resamples: int = 1000
-) -> Interval | None:
-    """By prompt group: a resample weights each response by how often its prompt was drawn."""
-    groups = int(group_N.max()) + 1
+def auc_draws(
+    reward_N: FloatArray,
+    label_N: FloatArray,
+    group_N: CodeArray,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> FloatArray:
+    """:func:`auc` in each of R resamples of whole prompt groups; ``nan`` where it does not exist.
+
+    A resample weights each response by how often its prompt was drawn. Equal groups and seeds draw
+    the same prompts, so that differences of two scores are paired.
+    """
+    _, group_N = np.unique(group_N, return_inverse=True)
+    groups = int(group_N.max(initial=-1)) + 1
+    drawn_R = np.full(resamples, np.nan)
     if groups < 2:
-        return None
+        return drawn_R
     order_N = np.argsort(reward_N, kind="stable")
     good_N, group_N = label_N[order_N] == 1, group_N[order_N]
     _, level_N = np.unique(reward_N[order_N], return_inverse=True)
     generator = np.random.default_rng(seed)
-    drawn_R = np.full(resamples, np.nan)
     for number in range(resamples):
         times_G = np.bincount(generator.integers(groups, size=groups), minlength=groups)
         times_N = times_G[group_N].astype(np.float64)
@@ -174,7 +202,7 @@ def _auc_interval(
         every = good_L.sum() * bad_L.sum()
         if every:
             drawn_R[number] = (good_L * (below_L + bad_L / 2.0)).sum() / every
-    return pairwise.percentile_interval(drawn_R)
+    return drawn_R
 
 
 def _log_loss(reward_N: FloatArray, label_N: FloatArray) -> float:

@@ -43,10 +43,12 @@ def measure_ties(
         return None
     comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
     first_P, second_P = unordered_pairs(comparison_N)
+    rise_P = table.grade_N[first_P] - table.grade_N[second_P]
+    known_P = np.isfinite(rise_P)
+    first_P, second_P, rise_P = first_P[known_P], second_P[known_P], rise_P[known_P]
     if not len(first_P):
         return None
     delta_P = table.reward_N[first_P] - table.reward_N[second_P]
-    rise_P = table.grade_N[first_P] - table.grade_N[second_P]
     outcome_P = np.where(rise_P > 0, 0, np.where(rise_P < 0, 1, 2))
     log_3P = outcome_log_probabilities(delta_P, objective)
     loss_P = -log_3P[outcome_P, np.arange(len(outcome_P))]
