@@ -154,13 +154,16 @@ def load_config(request: BaseRequest) -> Any:
             request.base,
             revision=request.revision,
             trust_remote_code=request.trust_remote_code,
-            num_labels=max(1, len(request.outputs)),
+            **({} if request.outputs else {"num_labels": 1}),
         )
     except LIBRARY_ERRORS as error:
         raise ModelError(
             f"{no_config(request.base, first_line(error))}; model.base must be a transformers "
             "model folder or a Hub id."
         ) from None
+    if request.outputs:
+        # As an argument, it is a warning where the base has names for another number of labels.
+        config.num_labels = len(request.outputs)
     for name, value in vars(config).items():
         silent = "dropout" in name or name.endswith(("pdrop", "layerdrop"))
         if silent and isinstance(value, float):

@@ -84,6 +84,7 @@ def read_comparisons(
         load_comparisons,
         seed=section.seed,
         learns_from=learns_from,
+        outputs=options.outputs,
         on_read=on_read,
     )
     loaded = {"train": read(section.train, stopping_strategy=section.stopping_strategy)}

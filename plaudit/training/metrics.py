@@ -228,7 +228,7 @@ def objective_of(options: LossSection, metadata: CheckpointMetadata) -> RunObjec
         options={
             name: value
             for name, value in options
-            if name != "kind" and value != defaults[name].default
+            if name not in ("kind", "outputs", "gate") and value != defaults[name].default
         },
         learned={
             name: values
