@@ -144,7 +144,7 @@ def test_attributes_may_teach_by_their_order_alone(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     loss = {"outputs": ["true", "kind"], "gate": {"true": 2.0, "kind": -1.0}}
-    folder, metrics = run(tiny_base, data, tmp_path / "run", loss=loss)
+    folder, metrics = run(tiny_base, data, tmp_path / "run", loss=loss, num_train_epochs=12)
     found_NO = outputs_of(load(folder), SAID)
     correlation = np.corrcoef(found_NO.T, np.array(EVERY).T)[:2, 2:]
     assert min(correlation[0, 0], correlation[1, 1]) > 0.9
