@@ -36,10 +36,6 @@ EXPLANATIONS: Final[dict[str, str]] = {
 }
 
 
-PREFERENCE: Final = "preference"
-"""The output that learns from a comparison's own grades, unless an attribute has that name."""
-
-
 def why_untrainable(
     comparison: Comparison, learns_from: LearnsFrom = "order", outputs: tuple[str, ...] = ()
 ) -> str | None:

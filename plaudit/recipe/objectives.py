@@ -73,7 +73,8 @@ OF_OUTPUTS: Final = frozenset({"outputs", "gate"})
 """Keys of the ``loss`` section that objectives read which learn nothing beside the model."""
 
 PREFERENCE: Final = "preference"
-"""The output that learns a comparison's own order or rating, where no attribute has this name."""
+"""The output that learns a comparison's own grades, unless the comparison has an attribute of that
+name."""
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {
     "bradley_terry": Objective(

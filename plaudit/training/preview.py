@@ -84,10 +84,12 @@ def preview(sources: Sequence[Source], options: PreviewOptions) -> Preview:
         notes += [] if remark is None else [remark]
     recipe_loss = "bradley_terry" if recipe is None else recipe.loss.kind
     learns_from = learned_labels(options.loss or recipe_loss)
+    # An objective that is named asks what it alone would learn.
+    outputs = () if recipe is None or options.loss else recipe.loss.outputs
     rows = []
     for comparison, outcome in zip(comparisons, encode(encoder, comparisons), strict=True):
         shown = _preview(encoder, comparison, outcome)
-        reason = why_untrainable(comparison, learns_from)
+        reason = why_untrainable(comparison, learns_from, outputs)
         # The reason for which a row is not encoded is said once.
         said = reason is None or reason == shown.reason
         rows.append((shown, tuple(remarks(shown, None if said else EXPLANATIONS[str(reason)]))))

@@ -201,7 +201,7 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
 def labelled_rows(count: int) -> dict[str, list[dict[str, Any]]]:
     """Rows with labels other than pairs, by the name of their file."""
     rows: dict[str, list[dict[str, Any]]] = {
-        n: [] for n in ("ratings", "votes", "ties", "rankings")
+        n: [] for n in ("ratings", "votes", "ties", "rankings", "rated")
     }
     for at, pair in enumerate(pair_rows(count, seed=10)):
         prompt, both = pair["prompt"], [pair["chosen"], pair["rejected"]]
@@ -209,6 +209,8 @@ def labelled_rows(count: int) -> dict[str, list[dict[str, Any]]]:
         rows["ratings"].append({"prompt": prompt, "responses": [one], "grades": [1 + at % 5]})
         rows["votes"].append({"prompt": prompt, "completion": one, "label": at % 2 == 0})
         rows["ties"].append({"prompt": prompt, "responses": both, "grades": [1, int(at % 3 == 0)]})
+        attributes = {"helpfulness": [4, at % 3], "verbosity": [at % 2, None]}
+        rows["rated"].append({**pair, "attributes": attributes})
         more = [[{"role": "assistant", "content": f"{at + n}"}] for n in range(2)]
         rows["rankings"].append(
             {"prompt": prompt, "responses": [*both, *more], "grades": [3, 1, 2, 0]}
@@ -486,7 +488,7 @@ def test_the_page_of_conversion_names_every_format_and_loss() -> None:
 
 
 def test_the_page_of_objectives_says_what_the_table_says() -> None:
-    from plaudit.recipe.objectives import EVERY_OBJECTIVE, OBJECTIVES
+    from plaudit.recipe.objectives import EVERY_OBJECTIVE, OBJECTIVES, OF_OUTPUTS
 
     page = (ROOT / "docs/how-to/choose-an-objective.md").read_text(encoding="utf-8")
     section = page.partition("## All objectives")[2].partition("\n## Ties")[0]
@@ -506,7 +508,7 @@ def test_the_page_of_objectives_says_what_the_table_says() -> None:
         key: ", ".join(f"`{name}`" for name, row in OBJECTIVES.items() if key in row.options)
         for key in every
     }
-    assert every | EVERY_OBJECTIVE == set(fields_of(LossSection))
+    assert every | EVERY_OBJECTIVE | OF_OUTPUTS == set(fields_of(LossSection))
     assert {
         name.strip("`"): (re.match(r"`(\w+)`", what) or [""])[1]
         for name, what in table_rows(learned)

@@ -144,18 +144,19 @@ def test_attributes_may_teach_by_their_order_alone(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     loss = {"outputs": ["true", "kind"], "gate": {"true": 2.0, "kind": -1.0}}
-    folder, metrics = run(tiny_base, data, tmp_path / "run", loss=loss, num_train_epochs=12)
+    folder, metrics = run(tiny_base, data, tmp_path / "run", loss=loss, learning_rate=1e-2)
     found_NO = outputs_of(load(folder), SAID)
     correlation = np.corrcoef(found_NO.T, np.array(EVERY).T)[:2, 2:]
-    assert min(correlation[0, 0], correlation[1, 1]) > 0.9
+    assert min(correlation[0, 0], correlation[1, 1]) > 0.8
+    assert max(abs(correlation[0, 1]), abs(correlation[1, 0])) < 0.4
     assert metrics.eval is not None
     assert metrics.eval.accuracy is not None
-    assert metrics.eval.accuracy > 0.9
+    assert metrics.eval.accuracy > 0.8
 
 
 def test_ratings_alone_are_learned_without_any_order(tiny_base: Path, tmp_path: Path) -> None:
     rows = [
-        {"prompt": row["prompt"], "response": row["chosen"], "attributes": labels}
+        {"prompt": row["prompt"], "completion": row["chosen"], "attributes": labels}
         for row in rated_pairs(160, missing=0.0)
         if (labels := {name: one[0] for name, one in row["attributes"].items()})
     ]
