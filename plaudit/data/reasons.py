@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from plaudit.errors import DataError, did_you_mean
-from plaudit.recipe.objectives import OBJECTIVES, LearnsFrom
+from plaudit.recipe.objectives import OBJECTIVES, PREFERENCE, LearnsFrom
 from plaudit.types import MEDIA, Comparison, Turns
 
 EMPTY_RESPONSE: Final = "empty_response"
