@@ -20,12 +20,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 from urllib.parse import quote
 
 from plaudit.data.formats.values import as_messages, as_tools, check_responses, check_rows
 from plaudit.errors import DataError, PlauditError, RequestRejectedError, ServerError
-from plaudit.types import Best, Prompted, Text, TokenReward, Tools
+from plaudit.types import Best, Prompted, RewardDetails, Text, TokenReward, Tools
 
 try:
     import httpx2 as httpx
@@ -59,6 +69,10 @@ class Rewards:
         tokens: K lengths in tokens, prompt and response together.
         computed_tokens: Tokens that the model computed. A shared prompt counts once.
         token_rewards: K lists of per-token rewards, if they were requested.
+        outputs: K mappings of the model's outputs by name, if they were requested.
+        mean: K means over the heads of an ensemble, if the uncertainty was requested.
+        spread: K standard deviations over the heads, if the uncertainty was requested.
+        lower_bound: K lower bounds, if the uncertainty was requested.
     """
 
     model: str
@@ -68,9 +82,25 @@ class Rewards:
     tokens: tuple[int, ...]
     computed_tokens: int
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
+    outputs: tuple[Mapping[str, float], ...] | None = None
+    mean: tuple[float, ...] | None = None
+    spread: tuple[float, ...] | None = None
+    lower_bound: tuple[float, ...] | None = None
+
+    def details(self) -> list[RewardDetails]:
+        """K records, one per response, as :meth:`RewardModel.score` returns them."""
+        columns = {
+            name: getattr(self, name) or (None,) * len(self.rewards)
+            for name in ("outputs", "mean", "spread", "lower_bound")
+        }
+        return [
+            RewardDetails(reward=reward, **{name: values[k] for name, values in columns.items()})
+            for k, reward in enumerate(self.rewards)
+        ]
 
 
 Outcome: TypeAlias = Rewards | RequestRejectedError
+OnProgress: TypeAlias = Callable[[int, int], None]
 Ask: TypeAlias = Callable[[Prompted], Coroutine[Any, Any, Outcome]]
 
 
@@ -106,11 +136,53 @@ class _Requests(Generic[Http]):
         except httpx.InvalidURL as error:
             raise DataError(f"invalid URL {url!r}: {error}.") from None
 
+    @overload
     async def score(
-        self, prompt: Text, responses: Sequence[Text], *, tools: Tools | None = None
-    ) -> list[float]:
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[False] = False,
+        uncertainty: Literal[False] = False,
+    ) -> list[float]: ...
+
+    @overload
+    async def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[True],
+        uncertainty: bool = False,
+    ) -> list[RewardDetails]: ...
+
+    @overload
+    async def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: Literal[True],
+    ) -> list[RewardDetails]: ...
+
+    async def score(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: bool = False,
+    ) -> list[float] | list[RewardDetails]:
         """Score the responses to one prompt, as :meth:`RewardModel.score`."""
-        return list((await self.rewards(prompt, responses, tools=tools)).rewards)
+        rewards = await self.rewards(
+            prompt, responses, tools=tools, outputs=outputs, uncertainty=uncertainty
+        )
+        return rewards.details() if outputs or uncertainty else list(rewards.rewards)
 
     async def prefer(self, prompt: Text, a: Text, b: Text, *, tools: Tools | None = None) -> float:
         """Calibrated probability that response ``a`` is preferred to response ``b``."""
@@ -138,6 +210,8 @@ class _Requests(Generic[Http]):
         *,
         tools: Tools | None = None,
         token_rewards: bool = False,
+        outputs: bool = False,
+        uncertainty: bool = False,
     ) -> Rewards:
         """Score the responses to one prompt, with probabilities, ranks and token counts.
 
@@ -146,6 +220,8 @@ class _Requests(Generic[Http]):
             responses: One or more responses.
             tools: JSON schemas of the tools that the conversation may call.
             token_rewards: Also return the per-token rewards of each response.
+            outputs: Also return the outputs of the model by name.
+            uncertainty: Also return mean, spread and lower bound of an ensemble of heads.
         """
         check_responses(responses)
         named = {f"responses[{k}]": response for k, response in enumerate(responses)}
@@ -155,47 +231,97 @@ class _Requests(Generic[Http]):
             "responses": [plain[name] for name in named],
             "tools": plain["tools"],
             "token_rewards": token_rewards,
+            "outputs": outputs,
+            "uncertainty": uncertainty,
         }
         return await self._ask("v1/rewards", _rewards_of, body)
+
+    @overload
+    async def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[False] = False,
+        uncertainty: Literal[False] = False,
+        concurrency: int = 8,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> list[list[float] | RequestRejectedError]: ...
+
+    @overload
+    async def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: Literal[True],
+        uncertainty: bool = False,
+        concurrency: int = 8,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> list[list[RewardDetails] | RequestRejectedError]: ...
+
+    @overload
+    async def score_many(
+        self,
+        rows: Sequence[Prompted],
+        *,
+        tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: Literal[True],
+        concurrency: int = 8,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> list[list[RewardDetails] | RequestRejectedError]: ...
 
     async def score_many(
         self,
         rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: bool = False,
         concurrency: int = 8,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[list[float] | RequestRejectedError]:
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> (
+        list[list[float] | RequestRejectedError] | list[list[RewardDetails] | RequestRejectedError]
+    ):
         """Score many rows, as :meth:`RewardModel.score_many`.
 
         Args:
             rows: Pairs of a prompt and a list of responses.
             tools: JSON schemas of the tools, the same for every row.
+            outputs: As for :meth:`score`.
+            uncertainty: As for :meth:`score`.
             concurrency: Requests that are sent at the same time.
             on_progress: Called with the number of finished rows and of all rows.
 
         Returns:
-            One entry per row: a list of rewards, or the error that says why the row cannot be
-            scored.
+            One entry per row: the list that :meth:`score` returns, or the error that says why the
+            row cannot be scored.
 
         Raises:
             ServerError: The server cannot be reached, stays busy, or rejects the client.
         """
         outcomes = await self.rewards_of_many(
-            rows, tools=tools, concurrency=concurrency, on_progress=on_progress
+            rows,
+            tools=tools,
+            outputs=outputs,
+            uncertainty=uncertainty,
+            concurrency=concurrency,
+            on_progress=on_progress,
         )
-        return [
-            outcome if isinstance(outcome, RequestRejectedError) else list(outcome.rewards)
-            for outcome in outcomes
-        ]
+        if outputs or uncertainty:
+            return [o if isinstance(o, RequestRejectedError) else o.details() for o in outcomes]
+        return [o if isinstance(o, RequestRejectedError) else list(o.rewards) for o in outcomes]
 
     async def rewards_of_many(
         self,
         rows: Sequence[Prompted],
         *,
         tools: Tools | None = None,
+        outputs: bool = False,
+        uncertainty: bool = False,
         concurrency: int = 8,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: OnProgress = lambda done, total: None,
     ) -> list[Outcome]:
         """Score many rows, as :meth:`score_many`, with a :class:`Rewards` for each row."""
         if concurrency < 1:
@@ -206,7 +332,9 @@ class _Requests(Generic[Http]):
         async def outcome_of(row: Prompted) -> Outcome:
             outcome: Outcome
             try:
-                outcome = await self.rewards(*row, tools=tools)
+                outcome = await self.rewards(
+                    *row, tools=tools, outputs=outputs, uncertainty=uncertainty
+                )
             except RequestRejectedError as rejected:
                 outcome = rejected
             with order:
@@ -509,7 +637,8 @@ def _as_json(body: Mapping[str, Any]) -> bytes:
 
 
 def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
-    token_rewards = answer.get("token_rewards")
+    token_rewards, outputs = answer.get("token_rewards"), answer.get("outputs")
+    numbers = {name: answer.get(name) for name in ("mean", "spread", "lower_bound")}
     return Rewards(
         model=answer["model"],
         rewards=tuple(map(float, answer["rewards"])),
@@ -523,6 +652,13 @@ def _rewards_of(answer: Mapping[str, Any]) -> Rewards:
             tuple(TokenReward(text=step["text"], reward=float(step["reward"])) for step in steps)
             for steps in token_rewards
         ),
+        outputs=None
+        if outputs is None
+        else tuple({name: float(value) for name, value in one.items()} for one in outputs),
+        **{
+            name: None if values is None else tuple(map(float, values))
+            for name, values in numbers.items()
+        },
     )
 
 

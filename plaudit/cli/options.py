@@ -11,7 +11,7 @@ import typer
 
 from plaudit.cli.help import CHECK, DATA, EVALUATION, MODEL, OUTPUT, TRAINING
 from plaudit.errors import DataError
-from plaudit.types import Dtype
+from plaudit.types import Dtype, RewardChoice
 
 if TYPE_CHECKING:
     from plaudit.interop.parity import CheckOptions
@@ -111,6 +111,20 @@ TrustRemoteCode: TypeAlias = Annotated[
         "--trust-remote-code",
         rich_help_panel=MODEL,
         help="Allow code that comes with the model to run.",
+    ),
+]
+Reward: TypeAlias = Annotated[
+    RewardChoice,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=MODEL,
+        help="Reward of an ensemble of heads: mean, or lower_bound, which is mean - K * spread.",
+    ),
+]
+LowerBoundK: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--lower-bound-k", metavar="K", min=0, rich_help_panel=MODEL, help="K of the lower bound."
     ),
 ]
 Alpha: TypeAlias = Annotated[

@@ -15,6 +15,7 @@ from plaudit.cli.help import OUTPUT
 from plaudit.errors import DataError
 from plaudit.evaluation.numbers import counted
 from plaudit.storage.atomic import existing_path
+from plaudit.types import RewardDetails
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,9 +47,25 @@ def score(
     column: Annotated[
         str, typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Name of the column to add.")
     ] = _COLUMN,
+    outputs: Annotated[
+        bool,
+        typer.Option(
+            "--outputs", rich_help_panel=OUTPUT, help="Add the outputs of the model by name."
+        ),
+    ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            rich_help_panel=OUTPUT,
+            help="Add mean, spread and lower bound of an ensemble of heads.",
+        ),
+    ] = False,
     limit: options.Limit = None,
     base: options.Base = None,
     dtype: options.Precision = "auto",
+    reward: options.Reward = "mean",
+    lower_bound_k: options.LowerBoundK = 1.0,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
@@ -64,16 +81,23 @@ def score(
     from plaudit.cli.printing import open_model
 
     opening = partial(
-        open_model, model, base=base, dtype=dtype, trust_remote_code=trust_remote_code
+        open_model,
+        model,
+        base=base,
+        dtype=dtype,
+        reward=reward,
+        lower_bound_k=lower_bound_k,
+        trust_remote_code=trust_remote_code,
     )
-    if responses:
-        _check_inline(data, out, limit, format_, columns, None if column == _COLUMN else column)
-        _score_responses(opening, data, responses, json=json)
-        return
     from plaudit.score_file import ScoreColumns
 
+    added = ScoreColumns(rewards=column, outputs=outputs, uncertainty=uncertainty)
+    if responses:
+        _check_inline(data, out, limit, format_, columns, None if column == _COLUMN else column)
+        _score_responses(opening, data, responses, added, json=json)
+        return
     source = options.source(data, format_, columns, limit)
-    _score_rows(opening, source, out, ScoreColumns(rewards=column), json=json)
+    _score_rows(opening, source, out, added, json=json)
 
 
 def best_of(
@@ -95,6 +119,8 @@ def best_of(
     limit: options.Limit = None,
     base: options.Base = None,
     dtype: options.Precision = "auto",
+    reward: options.Reward = "mean",
+    lower_bound_k: options.LowerBoundK = 1.0,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.CountsAsJson = False,
 ) -> None:
@@ -109,7 +135,13 @@ def best_of(
     from plaudit.score_file import ScoreColumns
 
     opening = partial(
-        open_model, model, base=base, dtype=dtype, trust_remote_code=trust_remote_code
+        open_model,
+        model,
+        base=base,
+        dtype=dtype,
+        reward=reward,
+        lower_bound_k=lower_bound_k,
+        trust_remote_code=trust_remote_code,
     )
     source = options.source(data, format_, columns, limit)
     _score_rows(opening, source, out, ScoreColumns(best=column), json=json)
@@ -133,17 +165,29 @@ def _check_inline(prompt: str, *file_options: object) -> None:
         )
 
 
-def _score_responses(opening: Opening, prompt: str, responses: list[str], *, json: bool) -> None:
-    """Print a reward and its response a line, or the rewards as JSON."""
+def _score_responses(
+    opening: Opening, prompt: str, responses: list[str], columns: ScoreColumns, *, json: bool
+) -> None:
+    """Print a reward, its details and its response a line, or the rewards as JSON."""
     from plaudit.cli.main import one_line
 
     _, reward_model = opening()
-    rewards = reward_model.score(prompt, responses)
+    uncertainty = columns.uncertainty
+    if columns.outputs:
+        details = reward_model.score(prompt, responses, outputs=True, uncertainty=uncertainty)
+    elif uncertainty:
+        details = reward_model.score(prompt, responses, uncertainty=True)
+    else:
+        details = [RewardDetails(reward=one) for one in reward_model.score(prompt, responses)]
     if json:
-        options.print_json({"rewards": rewards})
+        added = {field: [getattr(one, field) for one in details] for field in columns.details}
+        options.print_json({"rewards": [one.reward for one in details], **added})
         return
-    for reward, response in zip(rewards, responses, strict=True):
-        print(f"{reward:.6f}\t{one_line(response)}")
+    for one, response in zip(details, responses, strict=True):
+        fields = [field for field in columns.details if field != "outputs"]
+        numbers = {field: getattr(one, field) for field in fields} | dict(one.outputs or {})
+        named = [one_line(f"{name}={number:.6f}") for name, number in numbers.items()]
+        print("\t".join([f"{one.reward:.6f}", *named, one_line(response)]))
 
 
 def _score_rows(

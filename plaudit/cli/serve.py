@@ -99,6 +99,8 @@ def serve(
     base: options.Base = None,
     device: options.Device = None,
     dtype: options.Precision = "auto",
+    reward: options.Reward = "mean",
+    lower_bound_k: options.LowerBoundK = 1.0,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Serve rewards over HTTP.
@@ -127,6 +129,8 @@ def serve(
         base=base,
         device=device,
         dtype=dtype,
+        reward=reward,
+        lower_bound_k=lower_bound_k,
         trust_remote_code=trust_remote_code,
     )
     with starting() as console:

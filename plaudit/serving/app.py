@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from plaudit import __version__
-from plaudit.errors import PlauditError
+from plaudit.errors import ModelError, PlauditError
 from plaudit.serving.engine import Engine
 from plaudit.serving.errors import RejectionError, documented, from_status
 from plaudit.serving.middleware import Exchange, RequestMiddleware, failure
@@ -177,6 +177,8 @@ async def score_request(
             " conversations per request.",
         )
 
+    _check_details(served, wanted)
+
     def encode() -> tuple[list[IntArray], list[int]]:
         encoded = served.encode(wanted)
         return encoded, token_costs(encoded)
@@ -191,7 +193,11 @@ async def score_request(
     )
     await engine.run(job)
     outputs_KO = np.asarray(job.outputs, np.float64).reshape(-1, served.model.output_count)
-    token_rewards = None
+    token_rewards, details = None, None
+    if wanted.outputs or wanted.uncertainty:
+        details = served.model.details(
+            outputs_KO, outputs=wanted.outputs, uncertainty=wanted.uncertainty
+        )
     if wanted.token_rewards:
         token_rewards = await _token_rewards(engine, wanted, job)
     _exchange(request).fields = {
@@ -211,7 +217,17 @@ async def score_request(
         computed=job.computed,
         seconds=time.monotonic() - began,
         token_rewards=token_rewards,
+        details=details,
     )
+
+
+def _check_details(served: ServedModel, wanted: ScoreRequest) -> None:
+    for name in ("outputs", "uncertainty"):
+        asked = {one: getattr(wanted, one) and one == name for one in ("outputs", "uncertainty")}
+        try:
+            served.model.check_details(**asked)
+        except ModelError as error:
+            raise RejectionError("bad_request", str(error), param=name) from None
 
 
 async def _token_rewards(

@@ -165,8 +165,19 @@ class ModelCard(BaseModel):
     owned_by: str = "plaudit"
 
 
+class ModelOutput(BaseModel):
+    """An output of the head; the reward is the sum of ``weight * output``."""
+
+    name: str
+    weight: float
+
+
 class ModelMetadata(ModelCard):
-    """Metadata of a model; ``evaluation`` is from its metrics.json, null without one."""
+    """Metadata of a model; ``evaluation`` is from its metrics.json, null without one.
+
+    ``outputs`` are those of a head that has several. ``reward`` (``mean`` or ``lower_bound``) and
+    ``lower_bound_k`` are null without an ensemble of heads.
+    """
 
     version: int
     loaded: str
@@ -177,6 +188,9 @@ class ModelMetadata(ModelCard):
     temperature: float | None
     reward_mean: float | None
     reward_std: float | None
+    outputs: list[ModelOutput] | None
+    reward: str | None
+    lower_bound_k: float | None
     layout: str
     dtype: str
     plaudit_version: str
@@ -189,6 +203,8 @@ class ModelMetadata(ModelCard):
 def metadata_of(served: ServedModel) -> ModelMetadata:
     """Metadata of a served model, with the metrics of its evaluation where they are recorded."""
     metadata, folder = served.model.metadata, Path(served.source)
+    outputs = metadata.outputs
+    ensemble = outputs is not None and outputs.ensemble
     return ModelMetadata(
         id=served.name,
         created=served.created,
@@ -201,6 +217,14 @@ def metadata_of(served: ServedModel) -> ModelMetadata:
         temperature=metadata.temperature,
         reward_mean=metadata.reward_mean,
         reward_std=metadata.reward_std,
+        outputs=None
+        if outputs is None
+        else [
+            ModelOutput(name=name, weight=weight)
+            for name, weight in zip(outputs.names, outputs.weights, strict=True)
+        ],
+        reward=served.model.reward if ensemble else None,
+        lower_bound_k=served.model.lower_bound_k if ensemble else None,
         layout="packed" if isinstance(served.model.batcher, PackedBatcher) else "padded",
         dtype=served.model.dtype,
         plaudit_version=metadata.plaudit_version,

@@ -13,6 +13,7 @@ import pytest
 import plaudit
 from plaudit.cli.main import main
 from tests.conftest import pair_rows, write_jsonl
+from tests.models import FIVE_HEADS, saved_with_outputs
 
 pytestmark = pytest.mark.heavy
 
@@ -38,6 +39,59 @@ def test_responses_on_the_command_line_score_as_in_python(
     for prompt in ("what is it " * 50, "~what is it"):
         assert main(["score", str(finished_run), prompt, "it"]) == 0
         assert capsys.readouterr().out.endswith("\tit\n")
+
+
+def test_outputs_and_uncertainty_of_an_ensemble_are_printed_and_written(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=False, outputs=FIVE_HEADS)
+    model = plaudit.load(folder, lower_bound_k=2)
+    responses = ["it right", "it wrong"]
+    details = model.score("what is it", responses, outputs=True, uncertainty=True)
+    capsys.readouterr()
+    inline = ["score", str(folder), "what is it", *responses, "--lower-bound-k", "2"]
+    assert main([*inline, "--outputs", "--uncertainty", "--json"]) == 0
+    fields = ("outputs", "mean", "spread", "lower_bound")
+    expected = {name: [getattr(one, name) for one in details] for name in fields}
+    rewards = {"rewards": [one.reward for one in details]}
+    assert json.loads(capsys.readouterr().out) == rewards | expected
+    assert main([*inline, "--uncertainty", "--reward", "lower_bound"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{one.lower_bound:.6f}\tmean={one.mean:.6f}\tspread={one.spread:.6f}"
+        f"\tlower_bound={one.lower_bound:.6f}\t{response}"
+        for one, response in zip(details, responses, strict=True)
+    ]
+    assert main([*inline, "--outputs"]) == 0
+    heads = [f"{name}={value:.6f}" for name, value in (details[1].outputs or {}).items()]
+    last = capsys.readouterr().out.splitlines()[1]
+    assert last.split("\t") == [f"{details[1].reward:.6f}", *heads, "it wrong"]
+
+    row = {"prompt": "what is it", "responses": responses}
+    data, out = write_jsonl(tmp_path / "rows.jsonl", [row]), tmp_path / "out.jsonl"
+    options = ["--outputs", "--uncertainty", "--reward", "lower_bound", "--lower-bound-k", "2"]
+    assert main(["score", str(folder), str(data), "--out", str(out), *options]) == 0
+    written = json.loads(out.read_text())
+    for name, values in expected.items():
+        for found, value in zip(written[f"rewards_{name}"], values, strict=True):
+            assert found == pytest.approx(value, abs=1e-5)
+    assert written["rewards"] == written["rewards_lower_bound"]
+    best = tmp_path / "best.jsonl"
+    command = ["best-of", str(folder), str(data), "--out", str(best), *options[2:]]
+    assert main(command) == 0
+    row = json.loads(best.read_text())
+    assert row["rewards"] == written["rewards"]
+    assert row["best"] == row["rewards"].index(max(row["rewards"]))
+
+
+@pytest.mark.parametrize("command", ["score", "best-of", "serve"])
+def test_a_lower_bound_of_a_model_without_an_ensemble_is_an_error(
+    finished_run: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    rest = ["--port", "0"] if command == "serve" else [str(pairs_file)]
+    assert main([command, str(finished_run), *rest, "--reward", "lower_bound"]) == 2
+    assert "has one output and no ensemble of heads; train a model" in capsys.readouterr().err
+    assert main([command, str(finished_run), *rest, "--lower-bound-k", "inf"]) == 2
+    assert "expected a finite number of at least 0" in capsys.readouterr().err
 
 
 def test_rows_go_from_stdin_to_stdout(finished_run: Path, tmp_path: Path) -> None:

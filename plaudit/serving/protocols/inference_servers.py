@@ -9,7 +9,8 @@
 - ``/rerank``: documents of a query, best first. The answers of vLLM, Cohere and Jina differ in what
   else they hold; this one holds all of it.
 
-A reward is raw, or its sigmoid where ``activation`` or ``use_activation`` is true.
+A reward is raw, or its sigmoid where ``activation`` or ``use_activation`` is true. A model of
+several outputs answers with its reward alone: verl takes the last of ``probs`` as the reward.
 """
 
 from __future__ import annotations

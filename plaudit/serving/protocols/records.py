@@ -26,7 +26,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, from_json
 
 from plaudit.data.unread import has_words, kind_of_name
 from plaudit.serving.errors import RejectionError, from_validation
-from plaudit.types import Text, TokenReward, media_columns
+from plaudit.types import RewardDetails, Text, TokenReward, media_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +48,16 @@ class ScoreRequest:
     """What a request wants scored.
 
     ``keep_last`` truncates each conversation to its last tokens (-1: to as many as the model
-    reads), ``limit`` rejects longer ones. ``token_rewards`` asks for those of each response.
+    reads), ``limit`` rejects longer ones. ``token_rewards`` asks for those of each response,
+    ``outputs`` and ``uncertainty`` for the details of each reward.
     """
 
     parts: Sequence[Part]
     keep_last: int | None = None
     limit: int | None = None
     token_rewards: bool = False
+    outputs: bool = False
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class ScoreResult:
     computed: int
     seconds: float
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
+    details: Sequence[RewardDetails] | None = None
 
 
 class Body(BaseModel):

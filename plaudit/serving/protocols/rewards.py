@@ -44,6 +44,15 @@ class RewardsRequest(Body):
     )
     tools: Tools = None
     token_rewards: bool = Field(default=False, description="Add per-token rewards to the response.")
+    outputs: bool = Field(
+        default=False,
+        description="Add the outputs of each response; an error if the model has one output.",
+    )
+    uncertainty: bool = Field(
+        default=False,
+        description="Add mean, spread and lower_bound of each response; an error if the model has"
+        " no ensemble of heads.",
+    )
 
     def parts(self) -> Sequence[Part]:
         responses = tuple(map(as_text, self.responses))
@@ -51,7 +60,12 @@ class RewardsRequest(Body):
         return [Dialogue(prompt=as_text(self.prompt), responses=responses, tools=tools)]
 
     def read(self) -> ScoreRequest:
-        return ScoreRequest(parts=self.parts(), token_rewards=self.token_rewards)
+        return ScoreRequest(
+            parts=self.parts(),
+            token_rewards=self.token_rewards,
+            outputs=self.outputs,
+            uncertainty=self.uncertainty,
+        )
 
 
 class RewardsResponse(BaseModel):
@@ -69,6 +83,22 @@ class RewardsResponse(BaseModel):
     tokens: list[int] = Field(description="Number of tokens of each conversation.")
     usage: OwnUsage
     token_rewards: tuple[tuple[TokenReward, ...], ...] | None = None
+    outputs: list[dict[str, float]] | None = Field(
+        default=None,
+        description="Outputs of each response by name.",
+        examples=[[{"helpfulness": 3.21, "correctness": 2.87}]],
+    )
+    mean: list[float] | None = Field(
+        default=None, description="Mean over the heads of an ensemble.", examples=[[1.42]]
+    )
+    spread: list[float] | None = Field(
+        default=None, description="Standard deviation over the heads.", examples=[[0.31]]
+    )
+    lower_bound: list[float] | None = Field(
+        default=None,
+        description="mean - k * spread, with the server's --lower-bound-k.",
+        examples=[[1.11]],
+    )
 
 
 class CompareRequest(Body):
@@ -100,6 +130,8 @@ class Comparison(BaseModel):
 
 def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsResponse:
     rewards = scored.rewards
+    asked = ("outputs",) * request.outputs + ("mean", "spread", "lower_bound") * request.uncertainty
+    details = scored.details or ()
     return RewardsResponse(
         id=f"rewards-{scored.id}",
         model=scored.model,
@@ -109,6 +141,7 @@ def answer_rewards(request: RewardsRequest, scored: ScoreResult) -> RewardsRespo
         tokens=scored.tokens,
         usage=_usage(scored),
         token_rewards=scored.token_rewards,
+        **{name: [getattr(one, name) for one in details] for name in asked},
     )
 
 
