@@ -165,18 +165,11 @@ class ModelCard(BaseModel):
     owned_by: str = "plaudit"
 
 
-class ModelOutput(BaseModel):
-    """An output of the head; the reward is the sum of ``weight * output``."""
-
-    name: str
-    weight: float
-
-
 class ModelMetadata(ModelCard):
     """Metadata of a model; ``evaluation`` is from its metrics.json, null without one.
 
-    ``outputs`` are those of a head that has several. ``reward`` (``mean`` or ``lower_bound``) and
-    ``lower_bound_k`` are null without an ensemble of heads.
+    ``outputs`` are the weights of a head's outputs by name, null for a head with one. ``reward``
+    (``mean`` or ``lower_bound``) and ``lower_bound_k`` are null without an ensemble of heads.
     """
 
     version: int
@@ -188,7 +181,7 @@ class ModelMetadata(ModelCard):
     temperature: float | None
     reward_mean: float | None
     reward_std: float | None
-    outputs: list[ModelOutput] | None
+    outputs: dict[str, float] | None
     reward: str | None
     lower_bound_k: float | None
     layout: str
@@ -217,12 +210,7 @@ def metadata_of(served: ServedModel) -> ModelMetadata:
         temperature=metadata.temperature,
         reward_mean=metadata.reward_mean,
         reward_std=metadata.reward_std,
-        outputs=None
-        if outputs is None
-        else [
-            ModelOutput(name=name, weight=weight)
-            for name, weight in zip(outputs.names, outputs.weights, strict=True)
-        ],
+        outputs=None if outputs is None else dict(zip(outputs.names, outputs.weights, strict=True)),
         reward=served.model.reward if ensemble else None,
         lower_bound_k=served.model.lower_bound_k if ensemble else None,
         layout="packed" if isinstance(served.model.batcher, PackedBatcher) else "padded",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe i
 from plaudit.reward_model import RewardModel  # noqa: E402
 from plaudit.serving.app import PAGE_PATHS  # noqa: E402
 from plaudit.serving.protocols.table import PROTOCOLS  # noqa: E402
+from tests.models import FIVE_HEADS, THREE, saved_with_outputs  # noqa: E402
 from tests.servers import Running, running  # noqa: E402
 
 expect = playwright.expect
@@ -134,6 +136,45 @@ def test_the_page_shows_what_the_model_says(page: Any, model: RewardModel) -> No
     assert page.locator("table.scores .rank").all_inner_texts() == [str(rank) for rank in order]
     chances = page.locator("table.scores tbody td:nth-child(4) .n").all_inner_texts()
     assert sum(float(text.rstrip("%")) for text in chances) == pytest.approx(100, abs=0.2)
+
+
+@needs_browser
+def test_outputs_and_spread_of_a_response_are_shown(
+    browser: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    named = replace(THREE, names=("helpful", MARKUP, "short"))
+    attributes = saved_with_outputs(tmp_path / "attributes", tiny_base, lora=True, outputs=named)
+    ensemble = saved_with_outputs(tmp_path / "ensemble", tiny_base, lora=True, outputs=FIVE_HEADS)
+    with running(attributes, ensemble, lower_bound_k=2.0) as server:
+        watched = Watched(browser, server.url)
+        page = watched.page
+        page.get_by_label("Prompt text").fill(PROMPT)
+        fill(page, RESPONSES)
+        page.get_by_role("button", name="Score", exact=True).click()
+        heads = page.locator("table.scores thead th")
+        expect(heads.nth(4)).to_have_text("helpful")
+        shown = ["helpful", MARKUP, "short", "Tokens"]
+        assert heads.all_text_contents() == [*heads.all_text_contents()[:4], *shown]
+        details = server.engine.models[0].model.score(PROMPT, RESPONSES, outputs=True)
+        for place, name in enumerate(named.names, start=5):
+            cells = page.locator(f"table.scores tbody td:nth-child({place})")
+            expected = [(one.outputs or {})[name] for one in details]
+            assert [number(text) for text in cells.all_inner_texts()] == three_decimals(expected)
+        page.locator("#models").select_option("ensemble")
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(heads.nth(4)).to_have_text("Spread")
+        expect(heads.nth(5)).to_have_text("Lower bound")
+        assert heads.count() == 7
+        bounds = server.engine.models[1].model.score(PROMPT, RESPONSES, uncertainty=True)
+        for place, field in ((5, "spread"), (6, "lower_bound")):
+            cells = page.locator(f"table.scores tbody td:nth-child({place})")
+            expected = [getattr(one, field) for one in bounds]
+            assert [number(text) for text in cells.all_inner_texts()] == three_decimals(expected)
+        assert page.title() != "run"
+        page.get_by_role("link", name="Model").click()
+        expect(page.locator("#metadata")).to_contain_text("head_4")
+        watched.context.close()
+    assert watched.complaints == []
 
 
 @needs_browser

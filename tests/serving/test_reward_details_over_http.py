@@ -91,11 +91,9 @@ def test_metadata_list_the_outputs_and_their_weights(server: Running) -> None:
         found = server.get(f"/v1/models/{name}").json()
         return found["outputs"], found["reward"], found["lower_bound_k"]
 
-    weights = zip(THREE.names, THREE.weights, strict=True)
-    listed = [{"name": name, "weight": weight} for name, weight in weights]
-    assert described("attributes") == (listed, None, None)
-    heads = [{"name": name, "weight": 0.2} for name in FIVE_HEADS.names]
-    assert described("ensemble") == (heads, "mean", 2.0)
+    weights = dict(zip(THREE.names, THREE.weights, strict=True))
+    assert described("attributes") == (weights, None, None)
+    assert described("ensemble") == (dict.fromkeys(FIVE_HEADS.names, 0.2), "mean", 2.0)
     assert described("lora") == (None, None, None)
 
 

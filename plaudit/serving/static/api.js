@@ -6,7 +6,8 @@
  * @typedef {{text: string, reward: number}} Step the reward if the response ended here
  * @typedef {{
  *   model: string, rewards: number[], win_probabilities: number[], ranks: number[],
- *   tokens: number[], token_rewards?: Step[][] | null,
+ *   tokens: number[], token_rewards?: Step[][] | null, outputs?: Record<string, number>[] | null,
+ *   spread?: number[] | null, lower_bound?: number[] | null,
  *   usage: {prompt_tokens: number, computed_tokens: number, total_tokens: number},
  * }} Rewards
  */
@@ -40,11 +41,11 @@ export function hasToken() {
  * @param {string} model
  * @param {Text} prompt
  * @param {Text[]} responses
- * @param {{tokenRewards?: boolean, signal: AbortSignal}} options
+ * @param {{fields?: Record<string, boolean>, signal: AbortSignal}} options what to add to the rewards
  * @returns {Promise<Rewards>}
  */
-export async function score(model, prompt, responses, { tokenRewards = false, signal }) {
-  const body = JSON.stringify({ model, prompt, responses, token_rewards: tokenRewards });
+export async function score(model, prompt, responses, { fields = {}, signal }) {
+  const body = JSON.stringify({ model, prompt, responses, ...fields });
   const headers = { "Content-Type": "application/json" };
   for (let attempt = 1; ; attempt++) {
     const answer = await send("v1/rewards", { method: "POST", body, headers, signal });

@@ -1,7 +1,7 @@
 // Compare: a prompt, two responses or more, and what the model makes of them.
 
 import { tokenRewardsView } from "./token-rewards.js";
-import { score, ServerError } from "./api.js";
+import { metadata, score, ServerError } from "./api.js";
 import { byId, counted, h, letter, percent, reward } from "./dom.js";
 
 /** @typedef {import("./api.js").Rewards} Rewards */
@@ -68,17 +68,21 @@ async function run(model, say) {
 }
 
 /**
- * The rewards, and why those of tokens are missing where a model has no such thing.
+ * The rewards with what the model has beside them, and why those of tokens are missing where it has
+ * no such thing. The outputs of an ensemble are shown as their spread.
  * @param {string} model @param {string[]} texts @param {AbortSignal} signal
  * @returns {Promise<[Rewards, string]>}
  */
 async function ask(model, texts, signal) {
-  const tokenRewards = byId("token-rewards", HTMLInputElement).checked;
+  const { outputs, lower_bound_k } = await metadata(model);
+  const uncertainty = lower_bound_k !== null;
+  const fields = { outputs: outputs !== null && !uncertainty, uncertainty };
+  const token_rewards = byId("token-rewards", HTMLInputElement).checked;
   try {
-    return [await score(model, prompted(), texts, { tokenRewards, signal }), ""];
+    return [await score(model, prompted(), texts, { fields: { ...fields, token_rewards }, signal }), ""];
   } catch (error) {
     if (!(error instanceof ServerError) || error.param !== "token_rewards") throw error;
-    return [await score(model, prompted(), texts, { signal }), ` ${error.message}`];
+    return [await score(model, prompted(), texts, { fields, signal }), ` ${error.message}`];
   }
 }
 
@@ -95,8 +99,12 @@ function inWords(found) {
     + ` Computed ${computed} of ${total} tokens${computed === total ? "." : "; the others are shared or cached."}`;
 }
 
-/** One row per response: rank, reward with a bar from the mean, probability, tokens. @param {Rewards} found */
+/**
+ * One row per response: rank, reward with a bar from the mean, probability, details, tokens.
+ * @param {Rewards} found
+ */
 function table(found) {
+  const details = detailsOf(found);
   const mean = found.rewards.reduce((sum, value) => sum + value, 0) / found.rewards.length;
   const reach = Math.max(...found.rewards.map((value) => Math.abs(value - mean)), 1e-9);
   const rows = found.rewards.map((value, index) => {
@@ -106,12 +114,21 @@ function table(found) {
       h("td", {}, h("span", { class: "rank" }, `${rank}`)),
       h("td", {}, h("span", { class: "n" }, reward(value)), offset((value - mean) / reach)),
       h("td", {}, h("span", { class: "n" }, percent(found.win_probabilities[index] ?? 0)), share(found.win_probabilities[index] ?? 0)),
+      ...Object.values(details).map((values) => h("td", { class: "n" }, reward(values[index] ?? 0))),
       h("td", { class: "n" }, (found.tokens[index] ?? 0).toLocaleString("en")));
   });
   return h("div", { class: "scroll", role: "region", "aria-label": "Rewards", tabindex: 0 }, h("table", { class: "scores" },
     h("caption", {}, "Reward bars start at the mean of these responses."),
-    h("thead", {}, h("tr", {}, ...["Response", "Rank", "Reward", "Win probability", "Tokens"].map((name) => h("th", { scope: "col" }, name)))),
+    h("thead", {}, h("tr", {}, ...["Response", "Rank", "Reward", "Win probability", ...Object.keys(details), "Tokens"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, ...rows)));
+}
+
+/** Columns of numbers beside the rewards, by their heading. @param {Rewards} found */
+function detailsOf({ spread, lower_bound, outputs }) {
+  const names = Object.keys(outputs?.[0] ?? {});
+  /** @type {Record<string, number[]>} */
+  const details = Object.fromEntries(names.map((name) => [name, (outputs ?? []).map((one) => one[name] ?? 0)]));
+  return { ...(spread && { Spread: spread }), ...(lower_bound && { "Lower bound": lower_bound }), ...details };
 }
 
 /** A bar from the middle, left below the mean and right above. @param {number} part from -1 to 1 */
