@@ -101,7 +101,7 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
     assert {seen["path"] for seen in server.seen} == {"/v1/rewards"}
     assert server.seen[2]["body"] == {
         "prompt": "p", "responses": ["a", "b"], "tools": None, "model": "first",
-        "token_rewards": False,
+        "token_rewards": False, "outputs": False, "uncertainty": False,
     }  # fmt: skip
 
 
