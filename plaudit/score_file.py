@@ -174,9 +174,10 @@ def _recall(
                 wanted = len(tree.branches) * model.output_count * np.dtype(np.float64).itemsize
                 numbers = computed.read(wanted)
                 if len(numbers) < wanted:
+                    path = Path(computed.name)
                     raise OutputError(
-                        f"{computed.name} is incomplete; delete it and the other files that begin"
-                        " with its name up to .partial, and score again."
+                        f"{path} is incomplete; delete {path.with_suffix('.json')} to score every"
+                        " row again."
                     )
                 outputs_KO = np.frombuffer(numbers, np.float64).reshape(-1, model.output_count)
                 earlier.settle(tree, outputs_KO)

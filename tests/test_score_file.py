@@ -243,8 +243,10 @@ def test_lost_outputs_of_a_stopped_call_are_an_error(
     with pytest.raises(KeyboardInterrupt):
         score_file(model, data, out, on_progress=stop)
     (tmp_path / ".out.jsonl.partial.outputs").unlink()
-    with pytest.raises(OutputError, match=r"partial\.outputs is incomplete; delete it"):
+    with pytest.raises(OutputError, match=r"partial\.outputs is incomplete; delete .*\.json"):
         score_file(model, data, out)
+    (tmp_path / ".out.jsonl.partial.json").unlink()
+    assert score_file(model, data, out).resumed == 0
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
