@@ -14,6 +14,7 @@ from plaudit.client import AsyncRewardClient, RewardClient
 from plaudit.errors import RequestRejectedError
 from plaudit.reward_model import load
 from plaudit.types import RewardDetails
+from tests.conftest import set_metadata
 from tests.models import FIVE_HEADS, THREE, saved_with_outputs
 from tests.servers import Running, running
 
@@ -138,6 +139,18 @@ def test_clients_return_what_a_model_returns(
             close(one, other)
         with pytest.raises(RequestRejectedError, match="The uncertainty was requested"):
             model.score(PROMPT, RESPONSES, uncertainty=True)
+
+
+def test_a_padded_model_answers_with_its_outputs(tiny_base: Path, tmp_path: Path) -> None:
+    folder = saved_with_outputs(tmp_path / "padded", tiny_base, lora=True)
+    set_metadata(folder, attention="padded")
+    model = load(folder)
+    assert "layout='padded'" in repr(model)
+    with running(folder) as server:
+        answer = server.post("/v1/rewards", {**BODY, "outputs": True}).json()
+    for k, one in enumerate(model.score(PROMPT, RESPONSES, outputs=True)):
+        found = RewardDetails(reward=answer["rewards"][k], outputs=answer["outputs"][k])
+        close(found, one)
 
 
 @pytest.mark.parametrize("uncached", [{"cached_scores": 0}, {"prefix_cache_bytes": 0}])
