@@ -172,7 +172,7 @@ def test_outputs_and_spread_of_a_response_are_shown(
             assert [number(text) for text in cells.all_inner_texts()] == three_decimals(expected)
         assert page.title() != "run"
         page.get_by_role("link", name="Model").click()
-        expect(page.locator("#metadata")).to_contain_text("head_4")
+        expect(page.locator("#metadata")).to_contain_text("head 4")
         watched.context.close()
     assert watched.complaints == []
 
