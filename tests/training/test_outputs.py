@@ -16,7 +16,7 @@ from plaudit.evaluation.schema import RunMetrics
 from plaudit.reward_model import RewardModel, load
 from plaudit.training.run import train
 from plaudit.types import FloatArray, TokenTree
-from tests.conftest import SENTENCE, pair_rows, recipe_of, write_jsonl
+from tests.conftest import SENTENCE, recipe_of, write_jsonl
 
 pytestmark = pytest.mark.heavy
 
@@ -197,29 +197,30 @@ def test_a_warm_start_keeps_its_outputs(
 
 
 def test_heads_agree_on_what_they_have_seen_and_less_elsewhere(
-    tiny_base: Path, tmp_path: Path
+    tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Spread is larger on words that no training response had."""
-    data = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(120))
-    folder, metrics = run(tiny_base, data, tmp_path / "run", loss={"heads": 5})
+    """The spread of a reward difference is larger between words that no training row had."""
+    folder, metrics = run(tiny_base, data, tmp_path / "run", loss={"heads": 5}, learning_rate=1e-2)
     assert metrics.eval is not None
     assert metrics.eval.accuracy is not None
-    assert metrics.eval.accuracy > 0.9
+    assert metrics.eval.accuracy > 0.8
     model = load(folder)
     outputs = model.metadata.outputs
     assert outputs is not None
     assert outputs.ensemble
     rng = np.random.default_rng(1)
 
-    def differences(words: list[str]) -> FloatArray:
-        """The spread of reward differences between two endings of one response."""
-        spreads = []
+    def spreads(words: list[str]) -> FloatArray:
+        """Of the differences between two endings of one response."""
+        found = []
         for _ in range(60):
             said = " ".join(rng.choice(words, 4))
-            found_KO = outputs_of(model, [f"{said} {rng.choice(words)}", f"{said} right"])
-            spreads.append(np.std(found_KO[0] - found_KO[1], ddof=1))
-        return np.array(spreads)
+            outputs_KO = outputs_of(
+                model, [f"{said} {rng.choice(words)}", f"{said} {TRUE[2]} {KIND[1]}"]
+            )
+            found.append(np.std(outputs_KO[0] - outputs_KO[1], ddof=1))
+        return np.array(found)
 
-    seen = differences([*SENTENCE.split(), "wrong"])
-    unseen = differences(["#%&", "8472", "xqz", "]]{{", "zzzz", "@@"])
+    seen = spreads([*SENTENCE.split(), TRUE[0], KIND[0], KIND[2]])
+    unseen = spreads(["#%&", "8472", "xqz", "]]{{", "zzzz", "@@"])
     assert mannwhitneyu(unseen, seen, alternative="greater").pvalue < 0.01
