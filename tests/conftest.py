@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.warm import environment_of_a_user, python
+
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
 
 
@@ -94,20 +96,16 @@ LIBRARY_NOISE = re.compile(
 )
 
 
-def environment_of_a_user() -> dict[str, str]:
-    """The environment without what keeps libraries quiet in tests, and with every warning shown."""
-    environment = {**os.environ, "PYTHONWARNINGS": "default", "COLUMNS": "100"}
-    del environment["TRANSFORMERS_VERBOSITY"]
-    return environment
+def plaudit(*arguments: object, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command as a user's process, whose stderr holds nothing that a library said.
 
-
-def plaudit(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """The command as a user's process, whose stderr holds nothing that a library said."""
+    With ``fresh`` it imports all it needs, as one test of each command has it do.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "plaudit", *map(str, arguments)],
+        [sys.executable if fresh else python(), "-m", "plaudit", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=240,
         check=False,
         env=environment_of_a_user(),
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import plaudit
-from tests.conftest import environment_of_a_user, pair_rows, write_jsonl
+from tests.conftest import pair_rows, write_jsonl
+from tests.warm import environment_of_a_user
 
 
 def test_importing_plaudit_loads_nothing_heavy() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import yaml
 
 from plaudit.cli.main import main
 from tests.conftest import pair_rows, recipe_of, set_metadata, write_jsonl
+from tests.warm import Popen, environment_of_a_user, python
 
 pytestmark = pytest.mark.heavy
 
@@ -584,11 +583,12 @@ def test_no_room_while_saving(
     recipe = saved(recipe_of(tiny_base, pairs_file), tmp_path)
     out = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-m", "plaudit", "train", str(recipe), "--out", str(out)],
+        [python(), "-m", "plaudit", "train", str(recipe), "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env=environment_of_a_user(),
         preexec_fn=limited_file_size(limit),
     )
     assert done.returncode == 2, done.stderr
@@ -603,11 +603,12 @@ def test_no_room_for_the_copy_of_the_embedded_base(pairs_file: Path, tmp_path: P
     out = tmp_path / "run"
     command = ["train", "--model", "embedded", "--data", str(pairs_file), "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "plaudit", *command],
+        [python(), "-m", "plaudit", *command],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env=environment_of_a_user(),
         preexec_fn=limited_file_size(1_000_000),
     )
     assert done.returncode == 2, done.stderr
@@ -845,14 +846,14 @@ def test_rewards_that_are_no_numbers_are_not_written(
     assert (first["rewards"], first["rewards_reason"]) == (None, "reward_not_finite")
 
 
-def start_scoring(model: Path, data: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def start_scoring(model: Path, data: Path, out: Path, *options: str) -> Popen:
     program = (
         "import sys\nfrom plaudit import score_file\nscore_file.CHUNK_ROWS = 8\n"
         "from plaudit.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
-    return subprocess.Popen(
+    return Popen(
         [
-            sys.executable,
+            python(),
             "-c",
             program,
             "score",
@@ -865,7 +866,7 @@ def start_scoring(model: Path, data: Path, out: Path, *options: str) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment_of_a_user(),
     )
 
 
@@ -944,9 +945,10 @@ def test_an_evaluation_with_no_room_leaves_no_folder(
     evaluate(finished_run, pairs_file)  # fills the cache, so that the limit strikes at the output
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "plaudit", "eval", str(finished_run)),
+            *(python(), "-m", "plaudit", "eval", str(finished_run)),
             *(str(pairs_file), "--out", str(tmp_path / "out")),
         ],
+        env=environment_of_a_user(),
         capture_output=True,
         text=True,
         timeout=300,

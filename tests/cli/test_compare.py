@@ -91,7 +91,7 @@ def test_examples_have_texts_where_data_was_read(
     finished_run: Path, checkpoints: list[Path], data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "compared"
-    done = plaudit("compare", finished_run, checkpoints[0], data, "--out", out)
+    done = plaudit("compare", finished_run, checkpoints[0], data, "--out", out, fresh=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads((out / "comparison.json").read_text())
     assert facts["pairs"] == 20

@@ -20,6 +20,7 @@ def test_an_export_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     done = plaudit(
         *("export", finished_run, "--to", "merged", "--out", out, "--dtype", "bfloat16"),
         *("--rows", rows, "--normalize", "--json"),
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -80,7 +81,10 @@ def test_a_merge_says_what_it_did(finished_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished_run, other)
     out = tmp_path / "out"
-    done = plaudit("merge", finished_run, other, "--weights", "0.25,0.75", "--out", out, "--json")
+    done = plaudit(
+        *("merge", finished_run, other, "--weights", "0.25,0.75", "--out", out, "--json"),
+        fresh=True,
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["weights"] == [0.25, 0.75]

@@ -21,7 +21,7 @@ def without_scores(row: dict[str, Any]) -> dict[str, Any]:
 def test_an_adapter_is_imported_and_scores_the_same(tmp_path: Path) -> None:
     out = tmp_path / "imported"
     done = plaudit_command(
-        "import", LLAMA_FACTORY / "adapter", "--out", out, "--base", BASE, "--json"
+        *("import", LLAMA_FACTORY / "adapter", "--out", out, "--base", BASE, "--json"), fresh=True
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)

@@ -40,7 +40,7 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "test": str(sets["test"]),
     }
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = plaudit("train", work / "recipe.yaml", "--out", work / "run", "--json")
+    done = plaudit("train", work / "recipe.yaml", "--out", work / "run", "--json", fresh=True)
     assert done.returncode == 0, done.stderr
     (work / "stderr.txt").write_text(done.stderr)
     (work / "stdout.txt").write_text(done.stdout)
@@ -159,7 +159,7 @@ def test_the_card_is_rewritten_from_recorded_facts_alone(folder: Path) -> None:
 
 def test_eval_of_the_test_file_repeats_the_runs_own_numbers(folder: Path, tmp_path: Path) -> None:
     data = folder.parent / "test.jsonl"
-    done = plaudit("eval", folder, data, "--out", tmp_path / "eval", "--json")
+    done = plaudit("eval", folder, data, "--out", tmp_path / "eval", "--json", fresh=True)
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout)
     assert written["model"] == str(folder)
@@ -176,7 +176,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
     rows[4]["chosen"] = [{"role": "assistant", "content": "fox " * 400}]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "scored.parquet"
-    done = plaudit("score", folder, data, "--out", out, "--json")
+    done = plaudit("score", folder, data, "--out", out, "--json", fresh=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "rows": 9,
@@ -199,7 +199,7 @@ def test_scores_keep_every_row_in_order(folder: Path, tmp_path: Path) -> None:
 
 def test_help_needs_no_torch_and_answers_at_once() -> None:
     started = time.perf_counter()
-    done = plaudit("--help")
+    done = plaudit("--help", fresh=True)
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in ("train", "eval", "score", "plan", "card"))
     # Importing torch alone takes several seconds; a loaded machine still answers far sooner.

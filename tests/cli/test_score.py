@@ -14,6 +14,7 @@ import plaudit
 from plaudit.cli.main import main
 from tests.conftest import pair_rows, write_jsonl
 from tests.models import FIVE_HEADS, saved_with_outputs
+from tests.warm import environment_of_a_user, python
 
 pytestmark = pytest.mark.heavy
 
@@ -97,9 +98,13 @@ def test_a_lower_bound_of_a_model_without_an_ensemble_is_an_error(
 def test_rows_go_from_stdin_to_stdout(finished_run: Path, tmp_path: Path) -> None:
     """With the rewards of a file; the summary goes to stderr."""
     data = write_jsonl(tmp_path / "rows.jsonl", pair_rows(5))
-    command = [sys.executable, "-m", "plaudit", "score", str(finished_run), "-", "--limit", "3"]
     done = subprocess.run(
-        command, input=data.read_bytes(), capture_output=True, timeout=240, check=False
+        [python(), "-m", "plaudit", "score", str(finished_run), "-", "--limit", "3"],
+        input=data.read_bytes(),
+        capture_output=True,
+        timeout=240,
+        check=False,
+        env=environment_of_a_user(),
     )
     assert done.returncode == 0, done.stderr
     assert b"Scored 3 of 3 rows" in done.stderr

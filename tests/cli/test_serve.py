@@ -23,8 +23,8 @@ import pytest
 
 from plaudit.cli.main import main
 from plaudit.reward_model import load
-from tests.conftest import environment_of_a_user
 from tests.test_structure import MODULES, imports
+from tests.warm import environment_of_a_user
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.heavy

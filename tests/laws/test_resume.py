@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,16 +20,17 @@ from plaudit.model.checkpoint import read_objective
 from plaudit.storage.manifest import find_damage
 from plaudit.training import checkpoints
 from plaudit.training.callbacks import keep_events
-from tests.conftest import pair_rows, recipe_of, rows_with_ties, write_jsonl
+from tests.conftest import pair_rows, plaudit, recipe_of, rows_with_ties, write_jsonl
+from tests.warm import Popen, environment_of_a_user, python
 
 
 @contextmanager
-def running(recipe: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "plaudit", "train", str(recipe), "--out", str(out), *options],
+def running(recipe: Path, out: Path, *options: str) -> Iterator[Popen]:
+    process = Popen(
+        [python(), "-m", "plaudit", "train", str(recipe), "--out", str(out), *options],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment_of_a_user(),
     )
     try:
         yield process
@@ -40,7 +39,7 @@ def running(recipe: Path, out: Path, *options: str) -> Iterator[subprocess.Popen
         process.wait()
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], process: Popen) -> None:
     deadline = time.monotonic() + 240
     while not happened():
         assert process.poll() is None, f"ended early: {process.stderr and process.stderr.read()}"
@@ -67,10 +66,10 @@ def recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In a fresh process: the others fork one that has imported its modules."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    with running(recipe, out) as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    done = plaudit("train", recipe, "--out", out, fresh=True)
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -145,13 +144,8 @@ def test_control_c_keeps_a_checkpoint_and_says_how_to_go_on(
     command = sentence.rpartition("To resume: ")[2]
     assert command == f"plaudit train {out} --resume"
     assert checkpoints.latest_intact(out / "checkpoints") is not None
-    resumed = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    _, *arguments = command.split()
+    resumed = plaudit(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(out, uninterrupted)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ from plaudit.training.run import train
 from plaudit.types import Batch
 from tests.conftest import pair_rows, recipe_of, write_jsonl
 from tests.models import make_trees, tiny_classifier
+from tests.ranks import torchrun
+from tests.warm import environment_of_a_user
 
 pytestmark = pytest.mark.heavy
 
@@ -241,15 +241,14 @@ def test_ranks_agree_on_a_size_and_stop_where_one_runs_out_of_memory(
     recipe = write_recipe(dropping_recipe(tiny_base, data, 100_000))
     script = tmp_path / "two_ranks.py"
     script.write_text(ON_TWO_RANKS)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *launcher, "train", *arguments],
+            [*torchrun(), str(script), "train", *arguments],
             check=False,
             capture_output=True,
             text=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env={**environment_of_a_user(), "CUDA_VISIBLE_DEVICES": ""},
             timeout=300,
         )
 
