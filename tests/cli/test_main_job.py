@@ -39,6 +39,7 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval": [{"path": str(sets["easy"])}, {"path": str(sets["hard"]), "name": "difficult"}],
         "test": str(sets["test"]),
     }
+    del recipe["report"]
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     done = plaudit("train", work / "recipe.yaml", "--out", work / "run", "--json", fresh=True)
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,7 @@ def test_perturbation_tests_stay_within_their_share_and_equal_texts_have_one_rew
     recipe = recipe_of(tiny_base, pairs, num_train_epochs=1)
     recipe["data"]["eval"] = str(write_jsonl(tmp_path / "eval.jsonl", rows))
     recipe["evaluate"] = {"perturbation_tests": 6, "perturbation_share": 2.0, "baselines": []}
+    recipe["report"] = {"plots": False}
     screen = io.StringIO()
     run = train(recipe, tmp_path / "run")
     show_evaluation(Console(file=screen, width=400), run.metrics.eval)
@@ -95,6 +96,7 @@ def test_without_a_chosen_checkpoint_the_last_is_kept_and_said_so(
     tiny_base: Path, pairs: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny_base, pairs, load_best_model_at_end=False)
+    del recipe["report"]
     folder = tmp_path / "run"
     metrics = train(recipe, folder).metrics
     assert metrics.eval.chose_checkpoint is False
@@ -110,7 +112,7 @@ def test_without_evaluation_data_there_are_no_evaluation_claims(
 ) -> None:
     recipe = recipe_of(tiny_base, pairs)
     recipe["data"]["eval_fraction"] = None
-    del recipe["train"]["eval_steps"]
+    del recipe["train"]["eval_steps"], recipe["report"]
     folder = tmp_path / "run"
     metrics = train(recipe, folder).metrics
     assert (metrics.eval, metrics.best, metrics.overfit) == (None, None, None)
@@ -137,6 +139,7 @@ def test_an_evaluation_decodes_each_comparison_once(
     monkeypatch.setattr(training, "_evaluate", evaluating)
     test = write_jsonl(tmp_path / "test.jsonl", pair_rows(12, seed=9))
     recipe = recipe_of(tiny_base, pairs)
+    recipe["report"] = {"plots": False}
     recipe["data"]["test"] = str(test)
     recipe["evaluate"] = {"perturbation_tests": 0}
     run = train(recipe, tmp_path / "run")
