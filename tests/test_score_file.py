@@ -229,6 +229,33 @@ def test_a_resumed_file_has_the_outputs_of_an_uninterrupted_one(
     assert not list(tmp_path.glob(".stopped*"))
 
 
+def test_later_rows_take_what_a_stopped_call_computed(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal conversations differ in their last bits between batches: here by much, to be seen."""
+    folder = saved_with_outputs(tmp_path / "model", tiny_base, lora=True, outputs=FIVE_HEADS)
+    model = load(folder, reward="lower_bound")
+    again = {"prompt": PROMPT, "completion": AGAIN}
+    data = Source(path=str(write_jsonl(tmp_path / "rows.jsonl", [again] * 4)))
+    monkeypatch.setattr("plaudit.score_file.CHUNK_ROWS", 2)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, data, out, on_progress=stop)
+    computed = tmp_path / ".out.jsonl.partial.outputs"
+    outputs_NO = np.frombuffer(computed.read_bytes()).reshape(2, 5)
+    moved_NO = outputs_NO + np.arange(5.0)
+    computed.write_bytes(moved_NO.tobytes())
+    score_file(model, data, out)
+    rewards = [json.loads(line)["rewards"][0] for line in out.read_text().splitlines()]
+    assert rewards[:2] == model.rewards_of(outputs_NO).tolist()
+    assert rewards[2:] == model.rewards_of(moved_NO).tolist()
+    assert rewards[0] != rewards[2]
+
+
 def test_lost_outputs_of_a_stopped_call_are_an_error(
     model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
