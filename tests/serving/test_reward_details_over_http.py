@@ -141,6 +141,21 @@ def test_clients_return_what_a_model_returns(
             model.score(PROMPT, RESPONSES, uncertainty=True)
 
 
+def test_a_cached_prefix_gives_the_outputs_of_the_whole(server: Running, ensemble: Path) -> None:
+    prompt = "the quick brown fox jumps over the lazy dog " * 2
+    details = load(ensemble, lower_bound_k=2).score(
+        prompt, RESPONSES[:2], outputs=True, uncertainty=True
+    )
+    for response, one in zip(RESPONSES, details, strict=False):
+        body = {"prompt": prompt, "responses": [response], "outputs": True, "uncertainty": True}
+        answer = server.post("/v1/rewards", body).json()
+        names = ("outputs", "mean", "spread", "lower_bound")
+        fields = {name: answer[name][0] for name in names}
+        close(RewardDetails(reward=answer["rewards"][0], **fields), one)
+    # The second response found the prompt's keys and values.
+    assert answer["usage"]["computed_tokens"] < answer["usage"]["total_tokens"] / 2
+
+
 def test_a_padded_model_answers_with_its_outputs(tiny_base: Path, tmp_path: Path) -> None:
     folder = saved_with_outputs(tmp_path / "padded", tiny_base, lora=True)
     set_metadata(folder, attention="padded")
