@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from plaudit.model.language import LanguageHead, NextTokens
 from plaudit.types import Batch, Outputs, RewardTransform
 
 
@@ -65,10 +66,12 @@ class RewardModule(nn.Module):
         ``every_output``, ``outputs_RO`` instead: all that the reward is made of, which is the
         reward itself where the head has one output.
         """
-        outputs_RO = self.raw(batch) * self.reward_transform.scale + self.reward_transform.offset
-        if self.outputs is not None:
-            outputs_RO = outputs_RO + self.offsets_O
+        outputs_RO = self._transformed(self.raw(batch))
         return outputs_RO if every_output else self.gate(outputs_RO)
+
+    def _transformed(self, raw_RO: Tensor) -> Tensor:
+        outputs_RO = raw_RO * self.reward_transform.scale + self.reward_transform.offset
+        return outputs_RO if self.outputs is None else outputs_RO + self.offsets_O
 
     def gate(self, outputs_RO: Tensor) -> Tensor:
         """``scores_R``: the reward that the outputs of each response make."""
@@ -130,8 +133,27 @@ class DecoderRewardModule(RewardModule):
     others). The head runs in fp32 outside autocast: in bf16 scores near 16 are multiples of 0.125.
     """
 
+    language_head: LanguageHead | None = None
+    """That of the base, where a run trains with a language-model loss."""
+
+    def forward(  # type: ignore[override]
+        self, batch: Batch, *, every_output: bool = False, next_tokens: NextTokens | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """With ``next_tokens``, their loss beside the ``outputs_RO``, of one pass."""
+        if next_tokens is None:
+            return super().forward(batch, every_output=every_output)
+        assert self.language_head is not None
+        hidden_UD = self.hidden(batch.read_at(next_tokens.read))
+        outputs_RO = self._transformed(self._scored(hidden_UD[next_tokens.score_R]))
+        embeddings = self.get_input_embeddings()
+        loss = self.language_head.loss(hidden_UD[next_tokens.from_L], next_tokens, embeddings)
+        return outputs_RO, loss
+
     def raw(self, batch: Batch) -> Tensor:
-        hidden_RD = self.hidden(batch)
+        return self._scored(self.hidden(batch))
+
+    def _scored(self, hidden_RD: Tensor) -> Tensor:
+        """``outputs_RO`` of the head."""
         with torch.autocast(device_type=hidden_RD.device.type, enabled=False):
             outputs_RO: Tensor = classifier(self.network).score(hidden_RD.float())
         return outputs_RO

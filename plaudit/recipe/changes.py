@@ -26,7 +26,7 @@ tokens.max_length tokens.truncation tokens.chat_template tokens.template tokens.
 tokens.pad_token tokens.date
 loss.kind loss.margin loss.soft_label loss.label_smoothing loss.temperature loss.centering
 loss.reward_norm loss.consistency loss.length loss.tie_parameter loss.huber_delta
-loss.outputs loss.gate loss.heads
+loss.outputs loss.gate loss.heads loss.language_model
 evaluate.early_stopping_patience evaluate.early_stopping_threshold
 """
 ROLES: Final[Mapping[str, Role]] = {

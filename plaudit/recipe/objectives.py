@@ -66,7 +66,9 @@ class Objective:
         return "comparison" if self.shares_over == "all_pairs" else ITEMS[self.family]
 
 
-EVERY_OBJECTIVE: Final = frozenset({"kind", "reward_norm", "consistency", "heads"})
+EVERY_OBJECTIVE: Final = frozenset(
+    {"kind", "reward_norm", "consistency", "language_model", "heads"}
+)
 """Keys of the ``loss`` section that every objective reads."""
 
 OF_OUTPUTS: Final = frozenset({"outputs", "gate"})

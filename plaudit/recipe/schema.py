@@ -239,6 +239,9 @@ class LossSection(Section):
     consistency: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the squared difference between the rewards of a response and of a copy that is
     rewritten by a meaning-preserving perturbation; each training comparison gets one copy."""
+    language_model: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the language-model loss on the better responses: the mean negative
+    log-likelihood of a token under the language-model head of the base, which stays frozen."""
     length: Literal["ignore", "residual"] = "ignore"
     """residual fits what the length of the responses explains of the labels, beside the reward,
     and leaves it out of the reward."""

@@ -295,7 +295,7 @@ def check_outputs(corpus: Corpus, options: LossSection) -> None:
         if options.kind != "bce":
             continue
         for name, view in views.items():
-            if wrong := [grade for grade in view.grades if view.rated and not 0 <= grade <= 1]:
+            if wrong := [grade for grade in view.grades if view.rated and abs(grade - 0.5) > 0.5]:
                 where = corpus.train.comparisons[number].where
                 raise DataError(
                     f"{where}: {name} is {wrong[0]:g}, but loss.kind bce needs labels from 0 (bad)"

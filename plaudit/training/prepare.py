@@ -26,6 +26,7 @@ from plaudit.losses.loss import Loss, Start
 from plaudit.losses.outputs import HeadLoss, HeadStart, head_start_of, output_names
 from plaudit.model.checkpoint import CheckpointMetadata, copy_base, resolve_base
 from plaudit.model.fast.kernels import apply_liger, compile_layers
+from plaudit.model.language import read_language_head
 from plaudit.model.load import (
     BaseRequest,
     LoadedBase,
@@ -43,7 +44,7 @@ from plaudit.model.load import (
     load_tokenizer,
     trainable_parameters,
 )
-from plaudit.model.module import RewardModule
+from plaudit.model.module import DecoderRewardModule, RewardModule, classifier
 from plaudit.model.packing import Prepared, choose_layout, patch_modules
 from plaudit.model.precision import dtype_on, has_bf16
 from plaudit.planning.measure import CudaMeter
@@ -305,6 +306,8 @@ def _build_model(
         transform = warm_start.metadata.reward_transform
         start = _go_on_from(start, warm_start.metadata, recipe.loss)
     module = patch_modules(network, transform, start.outputs)
+    if recipe.loss.language_model:
+        add_language_head(module, recipe, request)
     if sharing is not None:
         shard(module, sharing, args, args.autocast)
     model = choose_layout(
@@ -341,6 +344,29 @@ def _build_model(
             seed=args.seed,
         ),
         start=start,
+    )
+
+
+def add_language_head(module: RewardModule, recipe: Recipe, request: BaseRequest) -> None:
+    """Give a module the language-model head of its base.
+
+    Raises:
+        RecipeError: an encoder, or a run under FSDP or DeepSpeed.
+        ModelError: the base has no such head.
+    """
+    if not isinstance(module, DecoderRewardModule):
+        raise RecipeError(
+            f"loss.language_model: {recipe.model.base} is an encoder, which predicts no next token;"
+            " remove it, or choose a decoder."
+        )
+    if any(recipe.train.get(key) for key in ("fsdp", "fsdp_config", "deepspeed")):
+        raise RecipeError(
+            "loss.language_model: FSDP and DeepSpeed split the language-model head; remove it, or"
+            " train with DDP (torchrun)."
+        )
+    body = classifier(module.network)
+    module.language_head = read_language_head(
+        body.config, request.base, request.revision, next(body.parameters()).device
     )
 
 

@@ -46,6 +46,7 @@ from plaudit.model.checkpoint import (
     read_outputs,
     write_model,
 )
+from plaudit.model.language import next_tokens_of
 from plaudit.model.load import head_modules
 from plaudit.model.module import RewardModule, classifier
 from plaudit.model.scoring import (
@@ -303,16 +304,23 @@ class RewardTrainer(Trainer):
     def _micro_batch(
         self, model: nn.Module, trees: Sequence[TokenTree], batch: Batch, scale: float
     ) -> Tensor:
+        language = self.loss.options.language_model
         with self.compute_loss_context_manager():
-            outputs_RO = model(batch, every_output=True)
+            if language:
+                next_tokens = next_tokens_of(trees, batch, self.args.device)
+                outputs_RO, of_language = model(batch, next_tokens=next_tokens)
+            else:
+                outputs_RO, of_language = model(batch, every_output=True), 0.0
         labels = self.loss.labels(trees, self.args.device)
         # A dummy batch has no labels: its loss is an empty sum, zero with a gradient path.
-        loss = self.loss(outputs_RO, labels, self.learned.value_C).total * scale
+        loss = self.loss(outputs_RO, labels, self.learned.value_C).total
+        loss = (loss + language * of_language) * scale
         self.learned.accumulate(outputs_RO, labels, scale)
         reward_R, pairs = self._gate(outputs_RO.detach()), labels.reward.pairs
         self.step_metrics.add(reward_R[pairs.winner_P] - reward_R[pairs.loser_P])
         self.accelerator.backward(loss)
-        return loss.detach()
+        detached: Tensor = loss.detach()
+        return detached
 
     def _gate(self, outputs_RO: Tensor) -> Tensor:
         """``reward_R`` of the outputs of a batch, on the device."""
