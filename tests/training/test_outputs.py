@@ -180,6 +180,14 @@ def test_an_output_without_a_label_is_named(tiny_base: Path, data: Path, tmp_pat
     assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match="bce needs labels from 0"):
         run(tiny_base, data, tmp_path / "run", loss={**NAMED, "kind": "bce"})
+    labels = rated_pairs(40)
+    for row in labels:
+        for numbers in row["attributes"].values():
+            numbers[:] = [None if one is None else int(one > 0) for one in numbers]
+    # Missing labels are none that bce cannot take.
+    good = write_jsonl(tmp_path / "good.jsonl", labels)
+    loss = {**NAMED, "kind": "bce"}
+    assert run(tiny_base, good, tmp_path / "good", loss=loss, max_steps=2)[0].is_dir()
 
 
 def test_a_warm_start_keeps_its_outputs(
