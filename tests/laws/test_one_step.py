@@ -24,7 +24,7 @@ from plaudit.recipe.schema import LossSection
 from plaudit.tokens.batch import PackedBatcher, PaddedBatcher
 from plaudit.types import Batcher, TokenTree
 from tests.conftest import recipe_of, rows_with_ties, write_jsonl
-from tests.models import make_trees, tiny_classifier
+from tests.models import build_base, make_trees, tiny_classifier
 from tests.ranks import run_on_two_ranks, weights
 
 CPU = torch.device("cpu")
@@ -197,27 +197,28 @@ def test_accumulation_is_only_a_way_to_write_the_batch(
 
 
 def test_two_ranks_train_what_one_does(
-    tiny_base: Path,
     tmp_path: Path,
     write_recipe: Callable[[Mapping[str, Any]], Path],
 ) -> None:
     """Two gloo ranks under DDP, through torchrun, then resumed from their middle checkpoint.
 
     43 pairs leave a last step that only one rank has rows for; ties train a parameter of the
-    objective, and each of two heads learns from its own bootstrap sample. AdamW would amplify the
-    rounding of a sum taken in another order, so plain SGD trains the network here.
+    objective, each of two heads learns from its own bootstrap sample, and the base stays a language
+    model. AdamW would amplify the rounding of a sum taken in another order, so plain SGD trains the
+    network here.
     """
+    tied = build_base(tmp_path / "base", tie_word_embeddings=True)
     data = write_jsonl(tmp_path / "pairs.jsonl", rows_with_ties(43, seed=1))
     held_out = write_jsonl(tmp_path / "held_out.jsonl", rows_with_ties(13, seed=2))
     shared = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 1, "eval_steps": 4}
 
     def recipe(batch: int) -> dict[str, Any]:
-        base = recipe_of(tiny_base, data, per_device_train_batch_size=batch, **shared)
+        base = recipe_of(tied, data, per_device_train_batch_size=batch, **shared)
         base["train"]["gradient_accumulation_steps"] = 1
         base["train"]["save_total_limit"] = 5
         base["data"] = {"train": str(data), "eval": str(held_out)}
         base["tokens"]["max_tokens_per_microbatch"] = 50
-        base["loss"] = {"kind": "davidson", "heads": 2}
+        base["loss"] = {"kind": "davidson", "heads": 2, "language_model": 0.05}
         return base
 
     from plaudit.training.run import train
