@@ -225,6 +225,9 @@ def start_of(options: LossSection, trees: Sequence[TokenTree]) -> Start:
         if tree.rated
     ]
     rating_N = np.asarray([y for _, grades in known for y in grades], np.float64)
+    if not len(rating_N):
+        # The output of an order alone.
+        return Start()
     weight_N = np.asarray([weight / len(grades) for weight, grades in known for _ in grades])
     if options.kind == "ordinal":
         levels, level_N = np.unique(rating_N, return_inverse=True)

@@ -314,6 +314,8 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if isinstance(arguments[0], type):
             return "a path, a Hub id, a mapping with a path, or a list of these"
         return f"a list of {expected(arguments[0])}"
+    if origin is dict and arguments[1] is float:
+        return "a mapping of names to finite numbers"
     words = WORDS.get(origin or annotation, "a mapping")
     bounds = []
     for item in metadata:
@@ -424,6 +426,11 @@ def _output_contradictions(loss: LossSection) -> Iterator[Problem]:
             ("loss", "gate"),
             f"`loss.gate` has weights for {either(sorted(loss.gate)) if loss.gate else 'nothing'},"
             f" but `loss.outputs` is {shown(list(names))}; set one weight for each.",
+        )
+    elif not isinstance(loss.gate, str) and not any(loss.gate.values()):
+        yield Problem(
+            ("loss", "gate"),
+            f"`loss.gate` is {shown(loss.gate)}, under which every reward is 0; set other weights.",
         )
 
 

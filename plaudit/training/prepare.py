@@ -307,7 +307,7 @@ def _build_model(
         start = _go_on_from(start, warm_start.metadata, recipe.loss)
     module = patch_modules(network, transform, start.outputs)
     if recipe.loss.language_model:
-        add_language_head(module, recipe, request)
+        add_language_head(module, request, args)
     if sharing is not None:
         shard(module, sharing, args, args.autocast)
     model = choose_layout(
@@ -347,7 +347,7 @@ def _build_model(
     )
 
 
-def add_language_head(module: RewardModule, recipe: Recipe, request: BaseRequest) -> None:
+def add_language_head(module: RewardModule, request: BaseRequest, args: StepArguments) -> None:
     """Give a module the language-model head of its base.
 
     Raises:
@@ -356,10 +356,10 @@ def add_language_head(module: RewardModule, recipe: Recipe, request: BaseRequest
     """
     if not isinstance(module, DecoderRewardModule):
         raise RecipeError(
-            f"loss.language_model: {recipe.model.base} is an encoder, which predicts no next token;"
+            f"loss.language_model: {request.base} is an encoder, which predicts no next token;"
             " remove it, or choose a decoder."
         )
-    if any(recipe.train.get(key) for key in ("fsdp", "fsdp_config", "deepspeed")):
+    if fsdp_settings(args) is not None or args.deepspeed_plugin is not None:
         raise RecipeError(
             "loss.language_model: FSDP and DeepSpeed split the language-model head; remove it, or"
             " train with DDP (torchrun)."

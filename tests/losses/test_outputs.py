@@ -116,6 +116,14 @@ def test_named_outputs_start_at_the_mean_of_their_labels() -> None:
     assert outputs.offsets == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("kind", ["mse", "huber", "bce"])
+def test_an_output_of_an_order_alone_starts_at_zero(kind: str) -> None:
+    trees = [tree((1.0, 0.0), true=(1.0, 0.0))]
+    start = head_start_of(LossSection(kind=kind, outputs=("preference", "true")), trees)
+    assert start.outputs is not None
+    assert start.outputs.offsets[0] == 0.0
+
+
 def test_a_learned_gate_finds_the_weights_that_ordered_the_rows() -> None:
     """Rows are ordered by 2·true - 1·short through Bradley-Terry, which the gate must find."""
     rng = np.random.default_rng(0)
@@ -196,6 +204,8 @@ def test_an_ensemble_is_named_and_weighs_its_heads_equally() -> None:
         ({"outputs": ["a", "a"]}, "at least two different names"),
         ({"gate": "learned"}, "there is no `loss.outputs`"),
         ({"outputs": ["a", "b"], "gate": {"a": 1.0}}, "set one weight for each"),
+        ({"outputs": ["a", "b"], "gate": {"a": 0, "b": 0}}, "every reward is 0"),
+        ({"outputs": ["a", "b"], "gate": {"a": float("nan"), "b": 0}}, "gate"),
         ({"outputs": ["a", "b"], "length": "residual"}, "fits one weight of the length"),
         ({"outputs": ["a", "b"], "kind": "ordinal"}, "which does not read it"),
         ({"heads": 1}, "at least 2"),
