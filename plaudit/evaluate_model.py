@@ -53,7 +53,7 @@ from plaudit.evaluation.table import (
     read_table,
     write_table,
 )
-from plaudit.recipe.objectives import learns_from
+from plaudit.recipe.objectives import PREFERENCE, learns_from
 from plaudit.recipe.schema import Source
 from plaudit.report.comparison import best_of_figure
 from plaudit.report.html import REPORT_FILE, write_report
@@ -218,10 +218,13 @@ def evaluate(
     comparisons: StoredComparisons | None = None
     if sources:
         objective = model.metadata.objective
+        named = model.metadata.outputs
         loaded = load_comparisons(
             sources,
             seed=options.seed,
             learns_from=learns_from(None if objective is None else objective.kind),
+            # The order measures the reward, and attributes measure the outputs.
+            outputs=() if named is None or named.ensemble else (*named.names, PREFERENCE),
         )
         comparisons, table, block, skipped = _measure(model, loaded, options, console)
         use = data_use(loaded, skipped)
@@ -380,18 +383,17 @@ def score_comparisons(
             tokens += sum(tree.tokens for tree in batch)
             show(f"scoring {name}".strip(), tokens, total)
 
-        named = model.metadata.outputs
-        if named is None:
-            outputs, rewards = None, model.score_trees(encoded.trees, on_batch=count)
-        else:
-            outputs = model.output_trees(encoded.trees, on_batch=count)
-            rewards = list(map(named.rewards, outputs))
+        outputs = model.output_trees(encoded.trees, on_batch=count)
     kept = encoded.comparisons
     # One name for the whole set: each file of it is a slice by source.
     scored = ScoredSet(
-        dataset="eval", comparisons=kept, trees=encoded.trees, rewards=rewards, outputs=outputs
+        dataset="eval",
+        comparisons=kept,
+        trees=encoded.trees,
+        rewards=list(map(model.rewards_of, outputs)),
+        outputs=None if model.metadata.outputs is None else outputs,
     )
-    return kept, read_held_out([scored], scorers, named), encoded.dropped
+    return kept, read_held_out([scored], scorers, model.metadata.outputs), encoded.dropped
 
 
 def score_suite(

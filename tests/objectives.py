@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from plaudit.evaluation.summary import EvaluationContext, summarise
 from plaudit.model.checkpoint import CheckpointMetadata
 from plaudit.recipe.objectives import OBJECTIVES, parameters_of
 from plaudit.storage.atomic import write_json
-from plaudit.types import RewardTransform, TrainedObjective
+from plaudit.types import Outputs, RewardTransform, TrainedObjective
 from tests.tables import score_table
 
 GOLDEN = Path(__file__).parent / "goldens" / "run"
@@ -108,3 +109,58 @@ def model_metadata(
         reward_transform=RewardTransform(offset=offset),
         objective=TrainedObjective(kind=kind, learned=learned),
     )
+
+
+HOSTILE_NAMES = ("<b>help|ful</b>", "$x_y$ `true` [a](b)", "short\u202e\x1b[31m")
+"""Names of attributes, as data may have them, that mean harm to a page, a card and a terminal."""
+
+NAMED = Outputs(names=HOSTILE_NAMES, weights=(0.75, 0.5, -0.25), offsets=(1.0, 2.0, 3.0))
+ENSEMBLE = Outputs(
+    names=tuple(f"head_{number}" for number in range(4)),
+    weights=(0.25,) * 4,
+    offsets=(0.0,) * 4,
+    ensemble=True,
+)
+
+
+def evaluated_outputs(
+    outputs: Outputs, kind: str, *, noise: float = 0.6, paired: bool = True
+) -> EvaluationMetrics:
+    """200 comparisons of two responses with attributes and a rating; or of one, if not paired."""
+    rng = np.random.default_rng(0)
+
+    def response() -> dict[str, Any]:
+        label_O = rng.integers(1, 6, len(outputs.names)).astype(float)
+        if outputs.ensemble:
+            label_O[:] = label_O[0]
+        # Half of the responses are hard: heads disagree about them.
+        hard = noise * rng.choice([0.3, 2.0])
+        output_O = label_O + rng.normal(0, hard, len(outputs.names))
+        attributes = {} if outputs.ensemble else dict(zip(outputs.names, label_O, strict=True))
+        return {
+            "outputs": dict(zip(outputs.names, output_O.tolist(), strict=True)),
+            "reward": float(output_O @ np.asarray(outputs.weights)),
+            "grade": float(label_O @ np.asarray(outputs.weights)) if paired else label_O[0],
+            "attributes": attributes,
+            "rated": outputs.ensemble and OBJECTIVES[kind].learns_from == "ratings",
+        }
+
+    table = score_table([[response() for _ in range(1 + paired)] for _ in range(200)])
+    context = EvaluationContext(dataset="eval", objective=trained_for(kind), outputs=outputs)
+    return summarise(table, context)
+
+
+def write_outputs_run(
+    folder: Path, outputs: Outputs, kind: str, *, noise: float = 0.6, paired: bool = True
+) -> RunMetrics:
+    """``metrics.json`` of a run whose head has several outputs."""
+    metrics = write_run(folder, kind)
+    assert metrics.run.objective is not None
+    objective = replace(metrics.run.objective, offset=0.0, outputs=outputs)
+    metrics = replace(
+        metrics,
+        run=replace(metrics.run, objective=objective),
+        eval=evaluated_outputs(outputs, kind, noise=noise, paired=paired),
+    )
+    write_json(folder / "metrics.json", json_safe(metrics))
+    return metrics

@@ -27,7 +27,7 @@ from plaudit.evaluation.numbers import (
 )
 from plaudit.evaluation.sentences import best_baseline
 from plaudit.evaluation.warning_sentences import recorded_warnings
-from plaudit.report.highlights import all_warnings
+from plaudit.report.highlights import all_warnings, by_weight
 
 if TYPE_CHECKING:
     from plaudit.evaluation.schema import EvaluationMetrics, RunMetrics
@@ -36,6 +36,11 @@ MOST_WARNINGS: Final = 2
 """Warnings that a summary shows; it counts the others."""
 
 _NAME_CHARACTERS: Final = 40
+_OUTPUT_CHARACTERS: Final = 20
+_SURE: Final = 0.9
+
+MOST_OUTPUTS: Final = 3
+"""Outputs that a summary shows, those of the largest weights; it counts the others."""
 
 Cell: TypeAlias = "Callable[[EvaluationMetrics], str | None]"
 """A metric as text; None where an evaluation does not have it."""
@@ -117,6 +122,34 @@ def _outcome_loss(block: EvaluationMetrics) -> str | None:
     return None if tied is None else f"{metric(tied.log_loss)} ({metric(tied.log_loss_constant)})"
 
 
+def _outputs(block: EvaluationMetrics) -> str | None:
+    shown = [
+        f"{printable(one.name, _OUTPUT_CHARACTERS)} {metric(one.own.accuracy)}"
+        for one in by_weight(block.outputs)
+    ]
+    more = len(shown) - MOST_OUTPUTS
+    return ", ".join([*shown[:MOST_OUTPUTS], *([f"{more} more"] if more > 0 else [])]) or None
+
+
+def _spread(block: EvaluationMetrics) -> str | None:
+    found = block.uncertainty
+    if found is None or not found.pairs:
+        return None
+    return f"{metric(found.of('spread').auroc)} ({metric(found.of('margin').auroc)})"
+
+
+def _sure(block: EvaluationMetrics) -> str | None:
+    levels = () if block.uncertainty is None else block.uncertainty.levels
+    sure = (one for one in levels if one.level == _SURE)
+    return next((f"{metric(one.accuracy)} ({percent(one.share)})" for one in sure), None)
+
+
+def _covered(block: EvaluationMetrics) -> str | None:
+    found = block.uncertainty
+    levels = () if found is None or found.ratings is None else found.ratings.levels
+    return next((metric(one.coverage) for one in levels if one.level == _SURE), None)
+
+
 def _top1(block: EvaluationMetrics) -> str | None:
     ranks = block.ranks
     return None if ranks is None else f"{metric(ranks.top1)} ({metric(ranks.top1_by_chance)})"
@@ -137,6 +170,10 @@ ROWS: Final[tuple[tuple[str, Cell], ...]] = (
     ("ECE (expected)", _ece),
     ("ties (expected)", _ties),
     ("log loss with ties (constant)", _outcome_loss),
+    ("accuracy of outputs by own labels", _outputs),
+    ("AUROC of spread (margin)", _spread),
+    (f"accuracy if {_SURE:.0%} sure (share)", _sure),
+    (f"ratings in {_SURE:.0%} interval", _covered),
 )
 """The metrics of a summary: what each is called, and how it is written."""
 
@@ -153,7 +190,8 @@ def metrics_table(blocks: Mapping[str, EvaluationMetrics]) -> Table:
     for name, cell in ROWS:
         cells = [cell(block) for block in blocks.values()]
         if any(text is not None for text in cells):
-            table.add_row(name, *(text or NOTHING for text in cells))
+            # As Text, since names of outputs come from data and are no markup.
+            table.add_row(name, *(Text(text or NOTHING) for text in cells))
     return table
 
 

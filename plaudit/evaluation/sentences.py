@@ -95,7 +95,7 @@ def of_number(ends: Interval | None) -> str:
 
 
 def _no_pairs(block: EvaluationMetrics) -> Iterator[str]:
-    if block.accuracy is None and block.ratings is None:
+    if block.accuracy is None and block.has_pairs:
         yield "There is no pair with a known order, so nothing can be said of accuracy."
 
 
@@ -158,6 +158,66 @@ def _ties(block: EvaluationMetrics) -> Iterator[str]:
             f"{of_number(tied.log_loss_ci95)}; with the shares of these data as probabilities it "
             f"is {metric(tied.log_loss_constant)}."
         )
+
+
+def output_name(name: str) -> str:
+    """The name of an output, cut to a length that a sentence can hold."""
+    return printable(name, _MOST_CHARACTERS)
+
+
+def _outputs(block: EvaluationMetrics) -> Iterator[str]:
+    """How well outputs rank by their own labels, and which of them another one ranks better by."""
+    measured = [one for one in block.outputs if one.own.accuracy is not None]
+    named = [
+        f"{output_name(one.name)} {percent(one.own.accuracy)} of {one.own.pairs:,}"
+        for one in measured
+    ]
+    if named:
+        yield f"By the labels of their names, its outputs rank correctly: {_listed(named)} pairs."
+    for one in measured:
+        ends = one.delta_accuracy_ci95
+        if one.best_other is not None and ends is not None and ends.low <= 0:
+            verdict = "worse than" if ends.high < 0 else "no better beyond noise than"
+            yield (
+                f"By the labels of {output_name(one.name)}, its own output ranks {verdict} that of "
+                f"{output_name(one.best_other)}: Δ accuracy {signed(one.delta_accuracy, 3)}"
+                f" (95% CI {signed_interval(ends, 3)})."
+            )
+    missing = [output_name(one.name) for one in block.outputs if not one.responses]
+    if missing:
+        yield f"These data have no labels of {_listed(missing)}."
+
+
+def _uncertainty(block: EvaluationMetrics) -> Iterator[str]:
+    """Whether heads disagree where the ensemble errs, and how sure they are."""
+    found = block.uncertainty
+    if found is None:
+        return
+    spread, margin = found.of("spread"), found.of("margin")
+    ends = spread.delta_auroc_ci95
+    if spread.auroc is not None and ends is not None:
+        verdict = "better" if ends.low > 0 else "worse" if ends.high < 0 else "no better"
+        beyond = "" if ends.low > 0 or ends.high < 0 else " beyond noise"
+        yield (
+            f"The spread of the reward difference over {found.heads} heads finds wrong pairs with "
+            f"AUROC {metric(spread.auroc)}{of_number(spread.auroc_ci95)}, {verdict}{beyond} than "
+            f"the size of the difference alone ({metric(margin.auroc)}): Δ AUROC "
+            f"{signed(spread.delta_auroc, 3)} (95% CI {signed_interval(ends, 3)})."
+        )
+    sure = [one for one in found.levels if one.level == 0.9 and one.pairs]
+    for one in sure:
+        yield (
+            f"The heads are sure of the order with probability {one.level:g} or more in "
+            f"{percent(one.share)} of pairs; accuracy on them is {percent(one.accuracy)}"
+            f"{in_parentheses(one.accuracy_ci95)}."
+        )
+    for rated in found.ratings.levels if found.ratings is not None else ():
+        if rated.level == 0.9:
+            yield (
+                f"The {percent(rated.level)} intervals of the heads contain "
+                f"{percent(rated.coverage)} of the given ratings"
+                f"{in_parentheses(rated.coverage_ci95)}; noise of the ratings is not in them."
+            )
 
 
 def _quality(block: EvaluationMetrics) -> Iterator[str]:
@@ -384,11 +444,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 _QUESTIONS: Final[Mapping[str, tuple[Part, ...]]] = {
-    "What it is good for": (_no_pairs, _quality, _ratings),
-    "How sure it is": (_calibration, _rating_calibration, _ties),
+    "What it is good for": (_no_pairs, _quality, _ratings, _outputs),
+    "How sure it is": (_calibration, _rating_calibration, _ties, _uncertainty),
     "What to watch": (_length, _features, _perturbations, _slices, _untested),
 }
 """The questions that a card answers, and what answers each."""
 
-_WITHOUT_PAIRS: Final = (_no_pairs, _ratings, _rating_calibration, _ties, _perturbations)
+_WITHOUT_PAIRS: Final = (
+    *(_no_pairs, _ratings, _outputs),
+    *(_rating_calibration, _ties, _uncertainty),
+    _perturbations,
+)
 """What can be said where no pair has a known order."""

@@ -31,6 +31,7 @@ from plaudit.evaluation.sentences import (
     known,
     lower_slices,
     of_number,
+    output_name,
     slice_name,
 )
 
@@ -76,7 +77,7 @@ def _point_range(ends: Interval) -> str:
 def _not_above_chance(block: EvaluationMetrics) -> Iterator[str]:
     ends = block.accuracy_ci95
     if not block.pairs:
-        if block.ratings is None:
+        if block.has_pairs:
             yield "No pair has a known order, so accuracy was not measured."
     elif ends is not None and ends.low <= _CHANCE:
         yield (
@@ -127,6 +128,47 @@ def _unlike_ties(block: EvaluationMetrics) -> Iterator[str]:
             "Log loss with ties is not significantly below that of constant "
             f"shares ({metric(tied.log_loss_constant)}): {metric(tied.log_loss)}{of_number(ends)}."
         )
+
+
+def _blind_outputs(block: EvaluationMetrics) -> Iterator[str]:
+    """Outputs that do not rank by the labels of their name, or another one does so better."""
+    for one in block.outputs:
+        name, ends, apart = output_name(one.name), one.own.accuracy_ci95, one.delta_accuracy_ci95
+        if ends is not None and ends.low <= _CHANCE:
+            yield (
+                f"Output {name} is {_beside_chance(ends)} chance by its own labels: "
+                f"{percent(one.own.accuracy)} of {counted(one.own.pairs, 'pair')}"
+                f"{in_parentheses(ends)}."
+            )
+        elif one.best_other is not None and apart is not None and apart.high < 0:
+            yield (
+                f"Output {output_name(one.best_other)} ranks by the labels of {name} better than "
+                f"its own output does: Δ accuracy {_points(known(one.delta_accuracy))} points "
+                f"({_point_range(apart)})."
+            )
+
+
+def _blind_spread(block: EvaluationMetrics) -> Iterator[str]:
+    """Heads that do not disagree where they err, or that are surer than they are right."""
+    found = block.uncertainty
+    if found is None:
+        return
+    spread = found.of("spread")
+    ends = spread.auroc_ci95
+    if ends is not None and ends.low <= _CHANCE:
+        yield (
+            f"The AUROC of wrong pairs by the spread over heads is {_beside_chance(ends)} chance "
+            f"(0.5): {metric(spread.auroc)}{of_number(ends)}."
+        )
+    for one in reversed(found.levels):
+        ends = one.accuracy_ci95
+        if ends is not None and ends.high < one.level:
+            yield (
+                f"The heads are surer than they are right: accuracy is {percent(one.accuracy)} of "
+                f"{counted(one.pairs, 'pair')} that they are {one.level:.0%} sure of"
+                f"{in_parentheses(ends)}."
+            )
+            return
 
 
 def _beside_chance(ends: Interval) -> str:
@@ -269,6 +311,8 @@ WARNINGS: Final[tuple[Warn, ...]] = (
     _not_above_baseline,
     _few_pairs,
     _miscalibrated,
+    _blind_outputs,
+    _blind_spread,
     _unlike_ties,
     _slices_at_chance,
     _length_bias,

@@ -22,7 +22,9 @@ from plaudit.evaluation.sentences import best_baseline
 from plaudit.report import highlights
 from plaudit.report.plots import card_plots
 from plaudit.report.record import (
+    MOST_OUTPUTS,
     PLOTS_FOLDER,
+    SCORES,
     evaluations,
     hub_datasets,
     learned_from,
@@ -33,6 +35,7 @@ from plaudit.report.record import (
     without_controls,
 )
 from plaudit.storage.atomic import write_text
+from plaudit.types import Outputs
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -106,7 +109,11 @@ def render_card(folder: Path) -> str:
         limitations=highlights.limitations(measured=bool(blocks), loss=run.loss),
         hyperparameters=highlights.grouped_hyperparameters(run),
         history=highlights.shown_history(metrics),
-        snippet=snippet(run.method, run.chat_template_kind),
+        snippet=snippet(
+            run.method,
+            run.chat_template_kind,
+            None if run.objective is None else run.objective.outputs,
+        ),
         picture=_pictures(metrics, folder),
         has_recipe=(folder / RECIPE_FILE).is_file(),
         recalibration=recalibration,
@@ -136,6 +143,8 @@ def _fill(template: str, metadata: ModelCardData, **values: Any) -> str:
             kinds=highlights.KINDS,
             truncations=highlights.TRUNCATIONS,
             most=highlights.MOST_ROWS,
+            most_outputs=MOST_OUTPUTS,
+            scores=SCORES,
             most_warnings=highlights.MOST_WARNINGS,
         )
     )
@@ -151,6 +160,7 @@ def _environment() -> Environment:
         markdown=Markdown,
         best_baseline=best_baseline,
         bias_sentence=highlights.bias_sentence,
+        by_weight=highlights.by_weight,
         leak=highlights.leak,
         strongest_biases=highlights.strongest_biases,
         weakest_slices=highlights.weakest_slices,
@@ -250,14 +260,23 @@ def one_line(text: str) -> str:
     return " ".join(without_controls(text).split()) or "unnamed"
 
 
-def snippet(method: str, text: str) -> Markdown:
+def snippet(method: str, text: str, outputs: Outputs | None = None) -> Markdown:
     """Python that scores two responses with plain transformers (and PEFT for an adapter).
 
     Runs as it stands inside the folder. Follows the run's own way of making text: the chat
-    template, or prompt and response end to end with the end token.
+    template, or prompt and response end to end with the end token. ``outputs`` are those of a head
+    that has several, from which it makes the reward.
     """
     template = _environment().get_template("snippet.py.jinja")
-    return Markdown(template.render(adapter=method != "full", chat=text == "chat").rstrip())
+    written = template.render(
+        adapter=method != "full",
+        chat=text == "chat",
+        outputs=None if outputs is None else Markdown(json.dumps(list(outputs.names))),
+        labels=1 if outputs is None else len(outputs.names),
+        weights=None if outputs is None else Markdown(list(outputs.weights)),
+        offsets=None if outputs is None else Markdown(list(outputs.offsets)),
+    )
+    return Markdown(written.rstrip())
 
 
 # ---- the card of a model made from others (exported, averaged)
@@ -312,7 +331,7 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
             measured=bool(blocks),
             loss=None if card.model.objective is None else card.model.objective.kind,
         ),
-        snippet=snippet("lora" if adapter else "full", card.model.text),
+        snippet=snippet("lora" if adapter else "full", card.model.text, card.model.outputs),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,
     )
     write_text(folder / CARD_FILE, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from plaudit.evaluation.numbers import counted
@@ -11,6 +11,7 @@ from plaudit.evaluation.schema import (
     FeatureBias,
     HistoryEntry,
     Interval,
+    OutputMetrics,
     Perturbation,
     RecordedEvaluation,
     RunInfo,
@@ -180,6 +181,11 @@ def bias_sentence(block: EvaluationMetrics) -> str:
     return "No tested feature shows a significant bias; length was not tested."
 
 
+def by_weight(outputs: Sequence[OutputMetrics]) -> list[OutputMetrics]:
+    """Outputs by their part in the reward, the largest first."""
+    return sorted(outputs, key=lambda one: -abs(one.weight))
+
+
 def weakest_slices(block: EvaluationMetrics) -> list[Slice]:
     """The slices with significantly lower accuracy than the other pairs, lowest first."""
     return lower_slices(block)[:MOST_ROWS]
@@ -195,9 +201,12 @@ def slices_to_show(block: EvaluationMetrics) -> list[Slice]:
 def shown_history(metrics: RunMetrics) -> list[HistoryEntry]:
     """Evaluations during training for the card: evenly spaced, with the best and the last."""
     history = list((metrics.eval and metrics.eval.history) or ())
-    if len(history) <= MOST_EVALUATIONS:
+    several = metrics.run.objective is not None and metrics.run.objective.outputs is not None
+    # Such a card has a table more.
+    most = MOST_EVALUATIONS // 2 if several else MOST_EVALUATIONS
+    if len(history) <= most:
         return history
-    every = -(-len(history) // (MOST_EVALUATIONS - 1))
+    every = -(-len(history) // (most - 1))
     best = metrics.best.step if metrics.best else None
     return [
         entry

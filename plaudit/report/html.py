@@ -27,6 +27,7 @@ from plaudit.report.comparison import best_of_figure
 from plaudit.report.plots import EVALUATION_PLOTS, PAGE_WIDTH, RUN_PLOTS, Drawn, drawn_plots
 from plaudit.report.record import (
     MISTAKES_FILE,
+    SCORES,
     TEMPLATES,
     learned_from,
     loss_in_words,
@@ -83,7 +84,13 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         learned_from=learned_from(metrics) if isinstance(metrics, RunMetrics) else None,
         the_loss=None if run is None else loss_in_words(run),
         formula=_formula(run),
-        usage=None if run is None else snippet(run.method, run.chat_template_kind),
+        usage=None
+        if run is None
+        else snippet(
+            run.method,
+            run.chat_template_kind,
+            None if run.objective is None else run.objective.outputs,
+        ),
         hyperparameters={} if run is None else highlights.grouped_hyperparameters(run),
         evaluations=blocks,
         warnings=highlights.all_warnings(metrics, recalibration),
@@ -149,6 +156,7 @@ def _environment() -> Environment:
         environment.filters[chosen.__name__] = chosen
     environment.globals |= {
         "kinds": highlights.KINDS,
+        "scores": SCORES,
         "titles": highlights.TITLES,
         "truncations": highlights.TRUNCATIONS,
         # Files of the package, not data.

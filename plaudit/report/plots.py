@@ -24,7 +24,7 @@ from plaudit.evaluation.schema import (
     read_recorded,
 )
 from plaudit.recipe.objectives import ITEMS
-from plaudit.report.record import PLOTS_FOLDER, shown_evaluation, without_controls
+from plaudit.report.record import PLOTS_FOLDER, SCORES, shown_evaluation, without_controls
 from plaudit.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def _measured_on(block: EvaluationMetrics | None, name: str) -> str:
     """The data of a plot, behind its caption."""
     if block is None:
         return ""
+    if name == "outputs":
+        return f" ({block.dataset} set)"
     rated = block.ratings is not None and (name == "ratings" or not block.pairs)
     count = (
         f"{block.ratings.responses:,} rated responses"
@@ -420,6 +422,85 @@ def risk_coverage(block: EvaluationMetrics, width: float) -> Figure | None:
     return figure
 
 
+def outputs(block: EvaluationMetrics, width: float) -> Figure | None:
+    """Accuracy by the labels of each name: that of the output of the name, and of the others."""
+    measured = [one for one in block.outputs if one.own.accuracy is not None][:_MOST_ROWS]
+    rows = [
+        Row(
+            f"{short_name(one.name)}\u200e ({one.own.pairs:,})",
+            one.own.accuracy,
+            one.own.accuracy_ci95,
+            OWN,
+        )
+        for one in measured
+    ]
+    label = "accuracy; pairs in parentheses"
+    figure = dot_plot("Accuracy by the labels of each name", width, rows, (CHANCE,), xlabel=label)
+    if figure is None:
+        return None
+    (axis,) = figure.axes
+    for place, one in enumerate(measured):
+        for other in block.outputs:
+            if other.name == one.name:
+                continue
+            cell = next(cell for cell in other.attributes if cell.attribute == one.name)
+            color, marker, label = OTHER
+            style: dict[str, Any] = {"color": color, "markersize": 5, "label": label}
+            axis.plot(cell.accuracy or 0.0, place, marker, fillstyle="none", **style)
+    return figure
+
+
+def uncertainty(block: EvaluationMetrics, width: float) -> Figure | None:
+    """Error rate among the pairs that are kept, by each score that may say which to leave out."""
+    found = block.uncertainty
+    if found is None or not found.pairs:
+        return None
+    figure, (axis,) = make_figure("Error rate by uncertainty", width)
+    styles = {"spread": (BLUE, "o"), "relative_spread": (GREEN, "s"), "margin": (ORANGE, "^")}
+    for one in found.scores:
+        points = [(p.coverage, p.risk) for p in one.risk_coverage if p.risk is not None]
+        color, marker = styles[one.score]
+        label = SCORES[one.score]
+        if one.aurc is not None:
+            label += f" (area {one.aurc:.3f})"
+        axis.plot(
+            *zip(*points, strict=True),
+            color=color,
+            marker=marker,
+            markersize=4,
+            linewidth=1.6,
+            label=label,
+        )
+    axis.set(xlabel="coverage: share of pairs, most certain first", ylabel="error rate")
+    axis.set_xlim(0, 1.02)
+    axis.set_ylim(bottom=0)
+    return figure
+
+
+def coverage(block: EvaluationMetrics, width: float) -> Figure | None:
+    """What the heads say with a probability against how often it is so."""
+    found = block.uncertainty
+    if found is None:
+        return None
+    pairs = [(one.level, one.accuracy, one.accuracy_ci95) for one in found.levels if one.pairs]
+    of_pairs = [(level, value, ends) for level, value, ends in pairs if value is not None]
+    of_ratings = [
+        (one.level, one.coverage, one.coverage_ci95)
+        for one in (found.ratings.levels if found.ratings is not None else ())
+    ]
+    if not of_pairs and not of_ratings:
+        return None
+    figure, (axis,) = make_figure("Nominal and real probability", width)
+    if of_pairs:
+        curve(axis, of_pairs, BLUE, "accuracy of pairs at least as sure, 95% CI")
+    if of_ratings:
+        curve(axis, of_ratings, ORANGE, "ratings in the interval, 95% CI")
+    axis.plot((0.5, 1), (0.5, 1), color=GREY, linewidth=1, linestyle="--", label="as stated")
+    axis.set(xlabel="probability that the heads state", ylabel="share that is so")
+    axis.set_ylim(0, 1.02)
+    return figure
+
+
 _MOST_ROWS = 14
 
 
@@ -455,6 +536,8 @@ NOT_SIGNIFICANT = Style(BLUE, "o", "not significant")
 SIGNIFICANT = Style(ORANGE, "D", "significant after adjustment")
 BELOW = Style(ORANGE, "v", "significantly below the rest")
 ABOVE = Style(GREEN, "^", "significantly above the rest")
+OWN = Style(BLUE, "o", "output of this name, 95% CI")
+OTHER = Style(GREY, "D", "other outputs")
 _KINDS = {
     "degradation": ("fell", Style(BLUE, "o", "degradation: fell (high is good)")),
     "meaning_preserving": (
@@ -583,6 +666,20 @@ EVALUATION_PLOTS: dict[str, Plot[EvaluationMetrics]] = {
         ratings,
         "Expected against given ratings; of labels 0 and 1, the share of good responses by "
         "their expected probability.",
+    ),
+    "outputs": Plot(
+        outputs,
+        "Accuracy of each output by the labels of its name, beside that of the other outputs.",
+    ),
+    "uncertainty": Plot(
+        uncertainty,
+        "Error rate among the most certain pairs, by the share of pairs kept, for each measure of "
+        "certainty.",
+    ),
+    "coverage": Plot(
+        coverage,
+        "Probability that the heads state, against the share of pairs that are ranked correctly or "
+        "of ratings that are inside.",
     ),
     "rewards": Plot(
         rewards, "Rewards of chosen and rejected responses, and the reward margins of the pairs."

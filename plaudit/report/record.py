@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from plaudit import __version__
 from plaudit.data.load import SourceUse
-from plaudit.errors import DataError
+from plaudit.errors import DataError, printable
 from plaudit.evaluation.numbers import FORMATS, NOTHING, metric, setting, signed, words
 from plaudit.evaluation.schema import (
     EvaluationMetrics,
     RecordedEvaluation,
     RunInfo,
     RunMetrics,
+    UncertaintyScore,
     adapter,
     first_mistake,
 )
@@ -68,6 +69,8 @@ def template_environment(
         path=shown_path,
         loss_name=loss_name,
         reward_meaning=reward_meaning,
+        outputs_in_words=outputs_in_words,
+        is_sum_of_named=is_sum_of_named,
         expected_rating=expected_rating,
         interval_method=INTERVAL_METHODS.get,
     )
@@ -151,6 +154,47 @@ def loss_in_words(run: RunInfo) -> LossInWords | None:
         f" For one {item} it is",
         after=" ".join(sentences),
     )
+
+
+SCORES: Final[Mapping[UncertaintyScore, str]] = {
+    "spread": "spread over heads",
+    "relative_spread": "spread over size of the difference",
+    "margin": "size of the difference alone",
+}
+"""What may tell which pairs are ranked wrongly."""
+
+
+MOST_OUTPUTS: Final = 5
+"""Outputs of the head in the card."""
+
+
+def outputs_in_words(run: RunInfo) -> str | None:
+    """What the outputs of a run's head are and how they make the reward; None for one output."""
+    outputs = None if run.objective is None else run.objective.outputs
+    if outputs is None:
+        return None
+    count = len(outputs.names)
+    if outputs.ensemble:
+        return (
+            f"The head has {count} outputs, {outputs.names[0]} to {outputs.names[-1]}, that all"
+            " learn the reward, each from a bootstrap sample of its own. The reward is their mean,"
+            " and their standard deviation is its uncertainty."
+        )
+    terms = [
+        f"{'−' if weight < 0 else '+'} {abs(weight):.3g} × {printable(name, 40)}"
+        for name, weight in zip(outputs.names, outputs.weights, strict=True)
+    ]
+    more = f" and {count - MOST_OUTPUTS} more" if count > MOST_OUTPUTS else ""
+    return (
+        f"The head has {count} outputs, each of which learns the labels of its name. The reward is"
+        f" their weighted sum: {' '.join(terms[:MOST_OUTPUTS]).removeprefix('+ ')}{more}."
+    )
+
+
+def is_sum_of_named(run: RunInfo) -> bool:
+    """Whether the reward is a weighted sum of named outputs, and so no rating by itself."""
+    outputs = None if run.objective is None else run.objective.outputs
+    return outputs is not None and not outputs.ensemble
 
 
 def learned_from(metrics: RunMetrics) -> str:

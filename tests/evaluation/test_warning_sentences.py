@@ -22,7 +22,7 @@ from plaudit.evaluation.warning_sentences import (
     recorded_warnings,
     warnings,
 )
-from tests.objectives import evaluated
+from tests.objectives import ENSEMBLE, NAMED, evaluated, evaluated_outputs
 from tests.tables import table_of_grades
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "run"
@@ -88,6 +88,35 @@ def with_test(block: EvaluationMetrics, name: str, **fields: Any) -> Any:
     return {"perturbations": replace(tests, rows=tuple(rows))}
 
 
+def with_output(
+    accuracy: float, ends: Interval | None, delta: float, delta_ends: Interval | None
+) -> Any:
+    first, *others = evaluated_outputs(NAMED, "bradley_terry").outputs
+    changed = replace(
+        first,
+        name="helpful",
+        own=replace(first.own, accuracy=accuracy, accuracy_ci95=ends, pairs=300),
+        best_other="true",
+        delta_accuracy=delta,
+        delta_accuracy_ci95=delta_ends,
+    )
+    return {"outputs": (changed, *others)}
+
+
+def with_spread(
+    ends: Interval | None = Interval(0.6, 0.7), surest: Interval | None = Interval(0.94, 0.98)
+) -> Any:
+    found = evaluated_outputs(ENSEMBLE, "bradley_terry").uncertainty
+    assert found is not None
+    spread, *scores = found.scores
+    levels = [
+        replace(one, pairs=500, accuracy=0.8, accuracy_ci95=ends)
+        for one, ends in zip(found.levels, (*[Interval(0.94, 0.98)] * 3, surest), strict=True)
+    ]
+    changed = replace(spread, auroc=0.52, auroc_ci95=ends)
+    return {"uncertainty": replace(found, scores=(changed, *scores), levels=tuple(levels))}
+
+
 Change = Callable[[EvaluationMetrics], dict[str, Any]]
 
 
@@ -145,6 +174,18 @@ FINDINGS: dict[str, Change] = {
     ),
     "Over-confident: ECE 0.062 (0.033 if perfectly calibrated). Temperature 1.44 lowers log loss "
     "from 0.623 to 0.612.": (lambda block: {"temperature_improves": True}),
+    "Output helpful is not significantly above chance by its own labels: 52.0% of 300 pairs "
+    "(95% CI 46.0% to 58.0%).": (
+        lambda block: with_output(0.52, Interval(0.46, 0.58), -0.1, Interval(-0.2, -0.05))
+    ),
+    "Output true ranks by the labels of helpful better than its own output does: Δ accuracy -5.0 "
+    "points (95% CI -8.0 to -2.0).": (
+        lambda block: with_output(0.7, Interval(0.65, 0.75), -0.05, Interval(-0.08, -0.02))
+    ),
+    "The AUROC of wrong pairs by the spread over heads is not significantly above chance (0.5): "
+    "0.520 (95% CI 0.470 to 0.570).": (lambda block: with_spread(Interval(0.47, 0.57))),
+    "The heads are surer than they are right: accuracy is 80.0% of 500 pairs that they are 95% "
+    "sure of (95% CI 76.0% to 83.0%).": (lambda block: with_spread(surest=Interval(0.76, 0.83))),
     "The model expects more ties than there are: 20.0% of 900 pairs, and 10.0% are "
     "(95% CI 8.0% to 12.0%).": (lambda block: with_ties(expected_share=0.2)),
     "Log loss with ties is not significantly below that of constant shares (0.900): 0.880 "
@@ -194,6 +235,14 @@ def test_a_finding_is_one_warning(clean: EvaluationMetrics, sentence: str) -> No
 UNTESTED: dict[str, Change] = {
     "ratings that are expected well": lambda block: with_ratings("mse"),
     "labels that are told apart": lambda block: with_ratings("bce"),
+    "an output that is no better beyond noise": lambda block: with_output(
+        0.7, Interval(0.65, 0.75), -0.01, Interval(-0.03, 0.01)
+    ),
+    "an output without labels": lambda block: with_output(0.7, None, 0.0, None),
+    "a spread that predicts errors": lambda block: with_spread(),
+    "heads that are right as often as they are sure": lambda block: with_spread(
+        surest=Interval(0.9, 0.98)
+    ),
     "as many ties as there are": lambda block: with_ties(expected_share=0.09),
     "a baseline without an interval": lambda block: with_baseline(block, -0.1, None),
     "a few degraded responses": lambda block: with_test(

@@ -33,6 +33,7 @@ from plaudit.report.plots import (
     families_for,
     write_plots,
 )
+from tests.objectives import ENSEMBLE, NAMED, evaluated_outputs
 from tests.tables import score_table
 
 run_plots = partial(drawn_plots, RUN_PLOTS)
@@ -44,7 +45,8 @@ METRICS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 ALL = [*RUN_PLOTS, *EVALUATION_PLOTS]
 # The golden run altered responses of its test data alone.
-GOLDEN_PLOTS = [name for name in ALL if name != "perturbations"]
+NOT_GOLDEN = ("perturbations", "outputs", "uncertainty", "coverage")
+GOLDEN_PLOTS = [name for name in ALL if name not in NOT_GOLDEN]
 
 
 @pytest.fixture
@@ -71,9 +73,14 @@ RATINGS = {
 }
 
 
+OUTPUTS = json_safe(evaluated_outputs(NAMED, "bradley_terry").outputs)
+UNCERTAINTY = json_safe(evaluated_outputs(ENSEMBLE, "mse").uncertainty)
+
+
 @pytest.mark.slow
 def test_every_plot_is_a_picture_with_a_caption(tmp_path, metrics):
     metrics["test"]["curves"]["ratings"] = RATINGS
+    metrics["test"] |= {"outputs": OUTPUTS, "uncertainty": UNCERTAINTY}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     written = write_plots(tmp_path)
     assert [path.stem for path in written] == ALL
@@ -160,6 +167,7 @@ BEST_OF = best_of_n(ranked(16, 9, lambda p, r: float((p * r) % 7)))
 def test_nothing_is_cut_and_no_legend_lies_on_data(metrics, width):
     block = metrics["test"]
     block["curves"]["ratings"] = RATINGS
+    block |= {"outputs": OUTPUTS, "uncertainty": UNCERTAINTY}
     block["slices"][0] |= {"column": "language", "value": "Straßenbahnhaltestelle " * 9}
     record = as_record(metrics)
     drawn = (*run_plots(record, width), *evaluation_plots(record.test, width))
