@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_the_loss_is_that_of_the_language_model(tmp_path: Path) -> None:
     config = LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=False, **TINY)
     causal = AutoModelForCausalLM.from_config(config).eval()
     causal.save_pretrained(tmp_path)
-    network = load_base(BaseRequest(base=str(tmp_path)), pad_id=PAD).network
+    network: Any = load_base(BaseRequest(base=str(tmp_path)), pad_id=PAD).network
     network.set_attn_implementation(PACKED_ATTENTION)
     module = patch_modules(network).eval()
     assert isinstance(module, DecoderRewardModule)
