@@ -17,7 +17,6 @@ after every run; runs that are recorded are not repeated.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import statistics
@@ -28,11 +27,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from scipy.stats import t
-
-from benchmarks.common.machine import REPOSITORY, command, describe_machine
-from plaudit.storage.atomic import write_json, write_text
+from benchmarks.studies.objectives.common import (
+    RESULTS,
+    Record,
+    console,
+    difference,
+    print_interval,
+    read_pairs,
+)
+from plaudit.storage.atomic import write_text
 from plaudit.training.run import train
 
 KINDS = ("all_pairs", "plackett_luce", "listnet")
@@ -44,9 +47,6 @@ SEEDS = range(5)
 ROUNDS = 3
 TIMED = (4, 8)
 MEASURES = ("tau_b", "top1", "accuracy", "log_loss", "log_loss_calibrated")
-RESULTS = REPOSITORY / "benchmarks" / "studies" / "objectives" / "results"
-
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +61,6 @@ class Run:
 
 
 # ---- pairs to rankings
-
-
-def read_pairs(data_dir: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    """The pairs of a set by prompt."""
-    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with gzip.open(data_dir / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            by_prompt[json.dumps(row["prompt"], ensure_ascii=False)].append(row)
-    return by_prompt
 
 
 def ends(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -201,33 +191,6 @@ def measured(run: Run, file: Path) -> dict[str, Any]:
     }
 
 
-@dataclass(kw_only=True)
-class Record:
-    """``rankings.json``, written after every run."""
-
-    path: Path
-    runs: list[dict[str, Any]]
-    times: list[dict[str, Any]]
-
-    @classmethod
-    def at(cls, path: Path) -> Record:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return cls(path=path, runs=known.get("runs", []), times=known.get("times", []))
-
-    def find(self, run: Run) -> dict[str, Any] | None:
-        wanted = asdict(run)
-        return next((one for one in self.runs if {k: one[k] for k in wanted} == wanted), None)
-
-    def write(self) -> None:
-        whole = {
-            "command": command(),
-            "machine": describe_machine(),
-            "runs": self.runs,
-            "times": self.times,
-        }
-        write_json(self.path, whole)
-
-
 def study(data_dir: Path, record: Record) -> None:
     """Every run that is not recorded yet."""
     with tempfile.TemporaryDirectory() as folder:
@@ -242,11 +205,10 @@ def study(data_dir: Path, record: Record) -> None:
 def _one_kind(record: Record, file: Path, name: str, size: int, kind: str) -> None:
     def result(seed: int, rate: float) -> dict[str, Any]:
         run = Run(data=name, size=size, kind=kind, seed=seed, rate=rate)
-        found = record.find(run)
+        found = record.find(asdict(run))
         if found is None:
             found = measured(run, file)
-            record.runs.append(found)
-            record.write()
+            record.add(found)
             console.print(f"{run}: tau {found['tau_b']:.3f}, log loss {found['log_loss']:.4f}")
         return found
 
@@ -257,7 +219,7 @@ def _one_kind(record: Record, file: Path, name: str, size: int, kind: str) -> No
 
 def time_training(data_dir: Path, record: Record) -> None:
     """Seconds of the same training steps without evaluations, the objectives in turn."""
-    record.times = []
+    times = record.rest["times"] = []
     with tempfile.TemporaryDirectory() as folder:
         for size in TIMED:
             file = Path(folder) / f"{size}.jsonl"
@@ -272,7 +234,7 @@ def time_training(data_dir: Path, record: Record) -> None:
                     recipe["train"].pop("eval_steps")
                     metrics = train(recipe, Path(folder) / f"{size}-{kind}-{number}").metrics
                     assert metrics is not None
-                    record.times.append(
+                    times.append(
                         {
                             "size": size,
                             "kind": kind,
@@ -299,19 +261,6 @@ def chosen(record: Record, name: str, size: int, kind: str) -> dict[int, dict[st
     return {run["seed"]: run for run in mine if run["rate"] == rate}
 
 
-def difference(
-    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]], measure: str
-) -> tuple[float, float, float]:
-    """The mean difference over seeds, and its 95% interval (paired t)."""
-    both = sorted(ours.keys() & theirs.keys())
-    values = [ours[seed][measure] - theirs[seed][measure] for seed in both]
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
 def tables(record: Record) -> str:
     """Markdown: the means over seeds, and each objective against all pairs."""
     columns = "data|K|objective|learning rate|tau-b|top-1|accuracy|log loss|calibrated"
@@ -332,12 +281,13 @@ def tables(record: Record) -> str:
                 *(f"{means[m]:.3f}" for m in MEASURES[:3]),
                 *(f"{means[m]:.4f}" for m in MEASURES[3:]),
                 *(
-                    "" if kind == BASELINE else _interval(difference(runs, baseline, m))
+                    "" if kind == BASELINE else print_interval(difference(runs, baseline, m))
                     for m in ("tau_b", "log_loss_calibrated")
                 ),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    if record.times:
+    times = record.rest.get("times")
+    if times:
         lines += [
             "",
             "| K | objective | seconds (median) | ratio to all pairs |",
@@ -346,9 +296,7 @@ def tables(record: Record) -> str:
         for size in TIMED:
             seconds = {
                 kind: statistics.median(
-                    one["seconds"]
-                    for one in record.times
-                    if (one["size"], one["kind"]) == (size, kind)
+                    one["seconds"] for one in times if (one["size"], one["kind"]) == (size, kind)
                 )
                 for kind in KINDS
             }
@@ -358,11 +306,6 @@ def tables(record: Record) -> str:
                 for kind in KINDS
             ]
     return "\n".join(lines) + "\n"
-
-
-def _interval(found: tuple[float, float, float]) -> str:
-    mean, low, high = found
-    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def main() -> None:
