@@ -1,6 +1,6 @@
 """Pairwise and regularising options against plain Bradley-Terry, one option at a time.
 
-    python -m benchmarks.studies.objectives.pairwise DATA_DIR [--out DIR]
+    python -m benchmarks.studies.objectives.pairwise DATA_DIR [--out DIR] [--tables]
 
 ``DATA_DIR`` holds the sets of ``SETS`` as ``NAME.jsonl.gz``. The pairs of a set are those whose
 longer conversation has at most 600 characters. A seed parts the prompts (training 4/10,
@@ -30,7 +30,7 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -60,11 +60,13 @@ from plaudit.evaluation.metrics.calibration import cross_fit
 from plaudit.evaluation.metrics.pairwise import (
     accuracy,
     bradley_terry_losses,
+    clustered_p,
     holm,
     nll,
-    paired_test,
+    paired_difference,
 )
-from plaudit.evaluation.table import ScoreTable, pairs
+from plaudit.evaluation.schema import Interval
+from plaudit.evaluation.table import ScoreTable, codes, pairs
 from plaudit.reward_model import RewardModel
 from plaudit.storage.atomic import write_text
 from plaudit.training.run import train
@@ -302,14 +304,16 @@ def runs_of(record: Record, name: str, row: str) -> dict[int, dict[str, Any]]:
 
 
 class Difference(NamedTuple):
-    """A row minus plain Bradley-Terry: mean and 95% interval over seeds, and two p-values.
+    """A row minus plain Bradley-Terry, with 95% intervals and p-values of two paired t-tests.
 
-    ``p_seeds`` is of the paired t-test over seeds, ``p_prompts`` of the paired test by prompt over
-    the test pairs of all seeds.
+    ``seeds`` is over training runs and says what new runs would give. ``prompts`` is by prompt over
+    the test pairs of all seeds, the test of ``plaudit compare`` where pairs share prompts, and says
+    what these models would give on new prompts.
     """
 
-    interval: tuple[float, float, float]
+    seeds: tuple[float, float, float]
     p_seeds: float | None
+    prompts: Interval | None
     p_prompts: float | None
 
 
@@ -319,15 +323,18 @@ def compare(
     """The difference of accuracy or of calibrated log loss."""
     seeds = sorted(ours.keys() & theirs.keys())
     values = [ours[seed][measure] - theirs[seed][measure] for seed in seeds]
-    tested = paired_test(
-        "nll",
-        np.concatenate([pair_values(ours[seed], measure) for seed in seeds]),
-        np.concatenate([pair_values(theirs[seed], measure) for seed in seeds]),
-        np.concatenate([prompts_of(theirs[seed]) for seed in seeds]),
+    ours_P, theirs_P = (
+        np.concatenate([pair_values(runs[seed], measure) for seed in seeds])
+        for runs in (ours, theirs)
     )
+    prompt_P = np.concatenate([prompts_of(theirs[seed]) for seed in seeds])
+    by_prompt = paired_difference(theirs_P, ours_P, prompt_P)
     several = len(values) > 1 and len(set(values)) > 1
     return Difference(
-        mean_interval(values), float(ttest_1samp(values, 0.0).pvalue) if several else None, tested.p
+        seeds=mean_interval(values),
+        p_seeds=float(ttest_1samp(values, 0.0).pvalue) if several else None,
+        prompts=by_prompt.interval,
+        p_prompts=clustered_p(by_prompt),
     )
 
 
@@ -336,23 +343,24 @@ def pair_values(run: Mapping[str, Any], measure: str) -> FloatArray:
     delta_P = unpacked(run["differences"]).astype(np.float64)
     if measure == "accuracy":
         return (delta_P > 0).astype(np.float64)
-    calibrated_P = cross_fit(delta_P, prompts_of(run)).delta_P
+    calibrated_P = cross_fit(delta_P, codes(prompts_of(run))).delta_P
     assert calibrated_P is not None
     return bradley_terry_losses(calibrated_P)
 
 
 def prompts_of(run: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """The prompt of each test pair, by its number in the whole set."""
     return unpacked(run["prompts"], "<i2").astype(np.int64)
 
 
-COLUMNS = {
+SHOWN = {
     "accuracy": 3,
     "log_loss": 4,
     "log_loss_calibrated": 4,
     "length_within_spearman": 2,
     "reward_size": 2,
 }
-"""What the table of a set shows of each row, and its decimals."""
+"""What the table of means shows of each row, and its decimals."""
 TESTED = {"accuracy": 3, "log_loss_calibrated": 4}
 CHECKS: Final[Sequence[tuple[str, str, Callable[[dict[str, Any]], float]]]] = (
     ("length_residual", "length correlation", lambda run: run["length_within_spearman"]),
@@ -364,39 +372,59 @@ CHECKS: Final[Sequence[tuple[str, str, Callable[[dict[str, Any]], float]]]] = (
 
 
 def tables(record: Record) -> str:
-    """Markdown: each set with its rows, then whether the regularisers do what they are for."""
-    blocks = [set_table(record, name) for name in SETS]
+    """Markdown: means, differences in each tested measure, whether regularisers do their work."""
+    blocks = [means_table(record)]
+    blocks += [difference_table(record, measure) for measure in TESTED]
     return "\n\n".join([*blocks, check_table(record)]) + "\n"
 
 
-def set_table(record: Record, name: str) -> str:
-    """The rows of a set: means over seeds, and each against plain Bradley-Terry."""
-    theirs = runs_of(record, name, BASELINE)
-    rows = [row for row in rows_of(name) if runs_of(record, name, row)]
-    others = [row for row in rows if row != BASELINE]
-    found = {
-        measure: {row: compare(runs_of(record, name, row), theirs, measure) for row in others}
-        for measure in TESTED
-    }
-    cells = {row: [f"`{row}`", *_means(runs_of(record, name, row))] for row in rows}
-    for measure, digits in TESTED.items():
-        tests = found[measure]
-        by_seeds = holm([tests[row].p_seeds for row in others])
-        by_prompts = holm([tests[row].p_prompts for row in others])
-        cells[BASELINE] += ["", "", ""]
-        for row, of_seeds, of_prompts in zip(others, by_seeds, by_prompts, strict=True):
-            shown = print_interval(tests[row].interval, digits)
-            cells[row] += [shown, _p(of_seeds), _p(of_prompts)]
-    headings = (
-        f"{name}|accuracy|log loss|calibrated|length|reward"
-        "|Δ accuracy (95% CI)|p seeds|p prompts|Δ calibrated (95% CI)|p seeds|p prompts"
-    )
-    return _markdown(headings.split("|"), cells.values())
+def means_table(record: Record) -> str:
+    """The rows of all sets: means over seeds."""
+    lines = []
+    for name in SETS:
+        for row in rows_of(name):
+            runs = runs_of(record, name, row)
+            if runs:
+                means = (
+                    f"{statistics.fmean(run[measure] for run in runs.values()):.{digits}f}"
+                    for measure, digits in SHOWN.items()
+                )
+                lines.append([name, f"`{row}`", f"{len(runs)}", *means])
+    headings = "data|row|seeds|accuracy|log loss|calibrated|length correlation|mean abs. reward"
+    return _markdown(headings.split("|"), lines)
 
 
-def _means(runs: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
-    for measure, digits in COLUMNS.items():
-        yield f"{statistics.fmean(run[measure] for run in runs.values()):.{digits}f}"
+def difference_table(record: Record, measure: str) -> str:
+    """Each row against plain Bradley-Terry; p-values are corrected for the rows of a set (Holm)."""
+    lines = []
+    digits = TESTED[measure]
+    for name in SETS:
+        theirs = runs_of(record, name, BASELINE)
+        ours = {row: runs_of(record, name, row) for row in rows_of(name) if row != BASELINE}
+        found = {row: compare(runs, theirs, measure) for row, runs in ours.items() if runs}
+        by_seeds = holm([one.p_seeds for one in found.values()])
+        by_prompts = holm([one.p_prompts for one in found.values()])
+        for (row, one), seeds, prompts in zip(found.items(), by_seeds, by_prompts, strict=True):
+            mean, low, high = one.seeds
+            lines.append(
+                [
+                    name,
+                    f"`{row}`",
+                    f"{mean:+.{digits}f}",
+                    _ends((low, high), digits),
+                    _p(seeds),
+                    _ends(one.prompts, digits),
+                    _p(prompts),
+                ]
+            )
+    headings = f"data|row|Δ {measure}|95% CI, seeds|p|95% CI, prompts|p"
+    return _markdown(headings.replace("log_loss_", "log loss, ").split("|"), lines)
+
+
+def _ends(interval: tuple[float, float] | None, digits: int) -> str:
+    if interval is None or interval[0] != interval[0]:
+        return ""
+    return f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}"
 
 
 def _p(value: float | None) -> str:
@@ -433,10 +461,12 @@ def main() -> None:
     )
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--tables", action="store_true", help="print what is recorded, run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record = Record.at(arguments.out / "pairwise.json")
-    study(arguments.data_dir, record)
+    if not arguments.tables:
+        study(arguments.data_dir, record)
     print(tables(record))
 
 
