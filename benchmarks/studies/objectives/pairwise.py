@@ -297,6 +297,10 @@ def rate_of(record: Record, name: str) -> float:
 # ---- the tables
 
 
+def sets_of(record: Record) -> list[str]:
+    return [name for name in SETS if record.find({"data": name})]
+
+
 def runs_of(record: Record, name: str, row: str) -> dict[int, dict[str, Any]]:
     """The runs of a row at the learning rate of its set, by seed."""
     wanted = {"data": name, "row": row, "rate": rate_of(record, name)}
@@ -381,7 +385,7 @@ def tables(record: Record) -> str:
 def means_table(record: Record) -> str:
     """The rows of all sets: means over seeds."""
     lines = []
-    for name in SETS:
+    for name in sets_of(record):
         for row in rows_of(name):
             runs = runs_of(record, name, row)
             if runs:
@@ -398,7 +402,7 @@ def difference_table(record: Record, measure: str) -> str:
     """Each row against plain Bradley-Terry; p-values are corrected for the rows of a set (Holm)."""
     lines = []
     digits = TESTED[measure]
-    for name in SETS:
+    for name in sets_of(record):
         theirs = runs_of(record, name, BASELINE)
         ours = {row: runs_of(record, name, row) for row in rows_of(name) if row != BASELINE}
         found = {row: compare(runs, theirs, measure) for row, runs in ours.items() if runs}
@@ -435,7 +439,7 @@ def check_table(record: Record) -> str:
     """What each regulariser makes smaller, with it and without."""
     lines = []
     for row, quantity, read in CHECKS:
-        for name in SETS:
+        for name in sets_of(record):
             ours, theirs = (
                 {seed: {"it": read(run)} for seed, run in runs_of(record, name, one).items()}
                 for one in (row, BASELINE)
