@@ -302,9 +302,12 @@ def sets_of(record: Record) -> list[str]:
 
 
 def runs_of(record: Record, name: str, row: str) -> dict[int, dict[str, Any]]:
-    """The runs of a row at the learning rate of its set, by seed."""
-    wanted = {"data": name, "row": row, "rate": rate_of(record, name)}
-    return {run["seed"]: run for run in record.runs if wanted.items() <= run.items()}
+    """The runs of a row at the learning rate of its set, by seed; seeds that every row has."""
+    wanted = {"data": name, "rate": rate_of(record, name)}
+    runs = [run for run in record.runs if wanted.items() <= run.items()]
+    rows = set(rows_of(name))
+    done = [seed for seed in SEEDS if rows <= {run["row"] for run in runs if run["seed"] == seed}]
+    return {run["seed"]: run for run in runs if run["row"] == row and run["seed"] in done}
 
 
 class Difference(NamedTuple):
@@ -436,7 +439,7 @@ def _p(value: float | None) -> str:
 
 
 def check_table(record: Record) -> str:
-    """What each regulariser makes smaller, with it and without."""
+    """What each regulariser makes smaller, without it and with it."""
     lines = []
     for row, quantity, read in CHECKS:
         for name in sets_of(record):
