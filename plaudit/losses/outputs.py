@@ -158,7 +158,7 @@ def head_start_of(options: LossSection, trees: Sequence[TokenTree]) -> HeadStart
     if not names:
         return HeadStart(outputs=None, objective=start_of(options, trees))
     weights = (1.0 / len(names),) * len(names)
-    if not isinstance(options.gate, str):
+    if isinstance(options.gate, dict):
         weights = tuple(options.gate[name] for name in names)
     start, offsets = Start(), (0.0,) * len(names)
     if options.heads:

@@ -415,22 +415,23 @@ def _output_contradictions(loss: LossSection) -> Iterator[Problem]:
             "`loss.length` is 'residual', which fits one weight of the length, but `loss.outputs`"
             " has several outputs; remove one of them.",
         )
-    if loss.gate != "mean" and not names:
+    weights = loss.gate if isinstance(loss.gate, dict) else None
+    if loss.gate is not None and not names:
         yield Problem(
             ("loss", "gate"),
             f"`loss.gate` is {shown(loss.gate)}, but there is no `loss.outputs` to make a reward"
             " of; set outputs, or remove gate.",
         )
-    elif not isinstance(loss.gate, str) and set(loss.gate) != set(names):
+    elif weights is not None and set(weights) != set(names):
         yield Problem(
             ("loss", "gate"),
-            f"`loss.gate` has weights for {either(sorted(loss.gate)) if loss.gate else 'nothing'},"
+            f"`loss.gate` has weights for {either(sorted(weights)) if weights else 'nothing'},"
             f" but `loss.outputs` is {shown(list(names))}; set one weight for each.",
         )
-    elif not isinstance(loss.gate, str) and not any(loss.gate.values()):
+    elif weights is not None and not any(weights.values()):
         yield Problem(
             ("loss", "gate"),
-            f"`loss.gate` is {shown(loss.gate)}, under which every reward is 0; set other weights.",
+            f"`loss.gate` is {shown(weights)}, under which every reward is 0; set other weights.",
         )
 
 

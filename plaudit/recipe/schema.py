@@ -252,9 +252,10 @@ class LossSection(Section):
     outputs: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Names of attributes of the data, at least two: the head gets an output for each, which learns
     it. preference is the order or rating of the row itself."""
-    gate: Literal["mean", "learned"] | dict[str, float] = "mean"
+    gate: Literal["mean", "learned"] | dict[str, float] | None = None
     """How outputs make the reward: their mean, a mapping of weights, or weights that are learned
-    from the order of the rows, and not from their attributes."""
+    from the order of the rows, and not from their attributes. Default: mean, or that of the reward
+    model that training continues."""
     heads: Annotated[int, Field(ge=2)] | None = None
     """Number of outputs that all learn the reward, each from a bootstrap sample of the comparisons;
     their mean is the reward and their standard deviation its uncertainty."""

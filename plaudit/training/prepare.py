@@ -377,10 +377,11 @@ def _go_on_from(start: HeadStart, before: CheckpointMetadata, options: LossSecti
     """
     outputs, objective, trained = start.outputs, start.objective, before.objective
     if outputs is not None and before.outputs is not None:
-        learns = options.gate == "learned"
-        weights = before.outputs.weights if learns else outputs.weights
-        outputs = replace(before.outputs, weights=weights)
-        objective = replace(objective, learned=weights) if learns else objective
+        gate = before.outputs if options.gate in (None, "learned") else outputs
+        outputs = replace(before.outputs, weights=gate.weights)
+    if options.gate == "learned":
+        assert outputs is not None
+        objective = replace(objective, learned=outputs.weights)
     elif trained is not None and (trained.kind, trained.levels) == (options.kind, objective.levels):
         objective = _go_on_with(objective, trained, options)
     return HeadStart(outputs=outputs, objective=objective)

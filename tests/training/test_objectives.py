@@ -114,6 +114,11 @@ def test_training_goes_on_from_what_was_learned(
     again, _ = run(folder, ties, tmp_path / "again", loss={"kind": "davidson"}, **standing)
     afresh, _ = run(tiny_base, ties, tmp_path / "afresh", loss={"kind": "davidson"}, **standing)
     assert learned(again) == learned(folder) != learned(afresh)
+    # So it does with several heads.
+    heads = {"kind": "davidson", "heads": 2}
+    first, _ = run(tiny_base, ties, tmp_path / "heads", loss=heads, max_steps=4)
+    second, _ = run(first, ties, tmp_path / "more", loss=heads, **standing)
+    assert learned(second) == learned(first)
     # Not for another objective, or a parameter that the recipe fixes.
     fixed, _ = run(
         folder,

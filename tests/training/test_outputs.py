@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,12 @@ def test_a_warm_start_keeps_its_outputs(
     standing = {"max_steps": 1, "learning_rate": 0.0}
     again, _ = run(folder, data, tmp_path / "again", loss={**NAMED, "gate": "learned"}, **standing)
     assert load(again).metadata.outputs == load(folder).metadata.outputs
+    kept, _ = run(folder, data, tmp_path / "kept", loss=NAMED, **standing)
+    assert load(kept).metadata.outputs == load(folder).metadata.outputs
+    mean, _ = run(folder, data, tmp_path / "mean", loss={**NAMED, "gate": "mean"}, **standing)
+    before = load(folder).metadata.outputs
+    assert before is not None
+    assert load(mean).metadata.outputs == replace(before, weights=(0.5, 0.5))
     np.testing.assert_allclose(
         outputs_of(load(again), SAID), outputs_of(load(folder), SAID), atol=1e-5
     )
