@@ -24,7 +24,7 @@ from plaudit.data.load import (
 from plaudit.data.store import StoredComparisons
 from plaudit.errors import DataError
 from plaudit.evaluation.analysis.error_analysis import token_rewards_of, with_texts
-from plaudit.evaluation.analysis.perturbations import Probed, probe
+from plaudit.evaluation.analysis.perturbations import Probed, Scores, probe
 from plaudit.evaluation.analysis.surface import BASELINES, fit_baselines, fitted_comparisons
 from plaudit.evaluation.compare import Scored
 from plaudit.evaluation.metrics.best_of import best_of_n
@@ -285,7 +285,10 @@ def _measure(
             probed = probe(
                 kept,
                 model.encode,
-                model.score_trees,
+                lambda trees: [
+                    Scores.of(outputs_KO, model.rewards_of(outputs_KO), model.metadata.outputs)
+                    for outputs_KO in model.output_trees(trees)
+                ],
                 most=options.perturbation_tests,
                 seed=options.seed,
                 packed=isinstance(model.batcher, PackedBatcher),

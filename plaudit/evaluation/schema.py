@@ -466,7 +466,8 @@ class Perturbation:
     """One perturbation of good responses: how their rewards moved.
 
     Shifts are in standard deviations of the evaluated rewards. ``flipped`` is the flip rate: the
-    share of comparisons whose best and worst response changed places.
+    share of comparisons whose best and worst response changed places. ``spread_rose`` is the share
+    of responses of which the heads of an ensemble disagree more, None for another head.
     """
 
     kind: str
@@ -482,6 +483,8 @@ class Perturbation:
     shift_size: float | None
     flipped: float | None
     flipped_ci95: Interval | None
+    spread_rose: float | None = None
+    spread_rose_ci95: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -495,6 +498,7 @@ class PerturbationKind:
     shift: float | None
     shift_size: float | None
     flipped: float | None
+    spread_rose: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -351,6 +351,12 @@ def _perturbations(block: EvaluationMetrics) -> Iterator[str]:
         )
     if rows["reward_hacking"]:
         yield _reward_hacking(rows["reward_hacking"])
+    spread = tests.kinds["degradation"].spread_rose
+    if spread is not None:
+        yield (
+            "Degrading a good response raises its spread over heads in "
+            f"{percent(spread)} of cases; chance is 50%."
+        )
 
 
 Rate: TypeAlias = Literal["fell", "rose", "flipped"]

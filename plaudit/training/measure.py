@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from plaudit.errors import DataError, TrainingError
-from plaudit.evaluation.analysis.perturbations import Budget, Probed, Score, probe
+from plaudit.evaluation.analysis.perturbations import Budget, Probed, Scores, probe
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.metrics.calibration import best_temperature, cross_fit
 from plaudit.evaluation.metrics.ratings import predictions
@@ -40,7 +40,7 @@ from plaudit.tokens.encode import encode
 from plaudit.tokens.store import Part
 from plaudit.training.prepare import PreparedRun
 from plaudit.training.trainer import EvalOutputs, RewardTrainer
-from plaudit.types import FloatArray, TrainedObjective
+from plaudit.types import FloatArray, TokenTree, TrainedObjective
 
 logger = logging.getLogger("plaudit")
 
@@ -299,11 +299,11 @@ def probed_role(run: PreparedRun) -> str:
     return "test" if run.corpus.test else "eval"
 
 
-def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
+def probe_run(run: PreparedRun, trainer: RewardTrainer, run_tokens: int) -> Probed | None:
     """Perturbation tests on held-out data; None where they are off, or nothing is held out.
 
     They cost at most the recipe's share of ``run_tokens``, the tokens that training computed. Every
-    rank must call it: ``score`` communicates.
+    rank must call it: scoring communicates.
     """
     sets = run.corpus.test or run.corpus.evaluation
     most = run.recipe.evaluate.perturbation_tests
@@ -311,6 +311,13 @@ def probe_run(run: PreparedRun, score: Score, run_tokens: int) -> Probed | None:
         return None
     held_out = chain.from_iterable(part.comparisons for part in sets.values())
     encoding = partial(encode, run.encoder)
+
+    def score(trees: Sequence[TokenTree]) -> list[Scores]:
+        return [
+            Scores.of(outputs_KO, trainer.rewards(outputs_KO), trainer.outputs)
+            for outputs_KO in trainer.score_outputs(trees)
+        ]
+
     return probe(
         held_out,
         encoding,

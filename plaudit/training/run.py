@@ -244,7 +244,7 @@ def _evaluate(
             for role, parts in sets.items()
         }
     with console.status("perturbation tests"):
-        probed = probe_run(run, trainer.score, computed_tokens(run, trainer))
+        probed = probe_run(run, trainer, computed_tokens(run, trainer))
     if not is_main_process():
         return TrainedRun(folder=run.folder.path, metrics=None)
     scorers = fit_baselines(run.recipe.evaluate.baselines, run.corpus.train.comparisons)

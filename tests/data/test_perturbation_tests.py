@@ -14,13 +14,14 @@ from plaudit.evaluation.analysis.perturbations import (
     Budget,
     Perturbed,
     Probed,
+    Scores,
     perturbation_notes,
     perturbation_row,
     probe,
     summarise_tests,
 )
 from plaudit.evaluation.metrics.pairwise import wilson
-from plaudit.types import Comparison, Message, Skipped, TokenTree
+from plaudit.types import Comparison, Message, Outputs, Skipped, TokenTree
 from tests.data.test_perturb import of_kind
 
 RICH = """# How the parser works
@@ -231,7 +232,7 @@ def encode_up_to(limit):
 
 
 def shorter_is_better(trees):
-    return [np.array([-float(len(b)) for b in tree.branches]) for tree in trees]
+    return [Scores(np.array([-float(len(b)) for b in tree.branches])) for tree in trees]
 
 
 def run_probe(rows, *, limit=10**6, most=4, packed=True, budget=None):
@@ -384,6 +385,29 @@ def test_an_operator_for_english_skips_other_languages_and_is_counted():
 )
 def test_the_language_of_an_answer(text, prompt, language):
     assert language_of_answer(text, prompt) == language
+
+
+def test_the_spread_of_an_ensemble_stands_with_its_perturbation():
+    """One head finds a word worth 1, the other 3: their spread is that of the number of words."""
+    outputs = Outputs(names=("a", "b"), weights=(0.5, 0.5), offsets=(0.0, 0.0), ensemble=True)
+
+    def two_heads(trees):
+        heads = [np.array([[len(b), 3.0 * len(b)] for b in tree.branches]) for tree in trees]
+        return [Scores.of(outputs_KO, outputs.rewards(outputs_KO), outputs) for outputs_KO in heads]
+
+    rows = [comparison(n) for n in range(3)]
+    probed = probe(rows, encode_up_to(10**6), two_heads, most=3, seed=0, packed=True)
+    for one in probed.perturbed:
+        words = (one.perturbed - one.original) / 2
+        assert one.spread_change == pytest.approx(np.sqrt(2) * words)
+    tests = summarise_tests(probed, reward_std=1.0)
+    assert all(row.spread_rose == row.rose for row in tests.rows)
+    assert all(row.spread_rose_ci95 == row.rose_ci95 for row in tests.rows)
+    assert tests.kinds["degradation"].spread_rose == tests.kinds["degradation"].rose
+    named = replace(outputs, ensemble=False)
+    assert Scores.of(np.ones((2, 2)), np.ones(2), named).spreads_K is None
+    plain = summarise_tests(run_probe(rows), reward_std=1.0)
+    assert plain.rows[0].spread_rose is None
 
 
 def test_rates_and_flips_by_hand():

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from plaudit.data.perturb.text import UNKNOWN
 from plaudit.evaluation.metrics import pairwise
 from plaudit.evaluation.numbers import counted
 from plaudit.evaluation.schema import Perturbation, PerturbationKind, PerturbationTests, parts
-from plaudit.types import Comparison, FloatArray, Skipped, TokenTree
+from plaudit.types import Comparison, FloatArray, Outputs, Skipped, TokenTree
 
 KINDS = {
     "degradation": "lower quality: the reward should fall",
@@ -34,7 +34,8 @@ class Perturbed:
 
     ``original`` is the reward of the comparison's best response, ``other`` that of its worst (None
     where none is known to be worse), and ``perturbed`` that of the best one with the perturbation
-    ``name`` of a ``kind``.
+    ``name`` of a ``kind``. For an ensemble, ``spread_change`` is how much larger the standard
+    deviation over heads is than that of ``original``.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Perturbed:
     original: float
     other: float | None
     perturbed: float
+    spread_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,13 +141,15 @@ def perturbation_row(
     ``fell`` is the share of responses whose reward fell, ``rose`` of those whose reward rose, by
     Wilson; ``shift`` the mean movement (Student's interval) and ``shift_size`` its mean size;
     ``flipped`` the share of comparisons with a known order whose order of best and worst was
-    flipped.
+    flipped; ``spread_rose`` the share of responses of which the heads disagree more.
     """
     # None is NaN.
     original, other, new = (
         np.array([getattr(one, field) for one in perturbed], dtype=np.float64)
         for field in ("original", "other", "perturbed")
     )
+    changes = [one.spread_change for one in perturbed if one.spread_change is not None]
+    wider = sum(change > 0 for change in changes)
     count = len(perturbed)
     fell, rose = int((new < original).sum()), int((new > original).sum())
     ordered = ~np.isnan(other)
@@ -167,6 +171,8 @@ def perturbation_row(
         shift_size=pairwise.mean(np.abs(shift)),
         flipped=flipped / rankings if rankings else None,
         flipped_ci95=pairwise.wilson(flipped, rankings),
+        spread_rose=wider / len(changes) if changes else None,
+        spread_rose_ci95=pairwise.wilson(wider, len(changes)),
     )
 
 
@@ -187,7 +193,22 @@ def _kind_summary(kind: str, probed: Probed, reward_std: float) -> PerturbationK
 # ---- build perturbation tests and score them ----------------------------------------------------
 
 Encode: TypeAlias = Callable[[Sequence[Comparison]], Sequence[TokenTree | Skipped]]
-Score: TypeAlias = Callable[[Sequence[TokenTree]], Sequence[FloatArray]]
+
+
+class Scores(NamedTuple):
+    """Of the K responses of a tree: their rewards, and the spreads over heads of an ensemble."""
+
+    rewards_K: FloatArray
+    spreads_K: FloatArray | None = None
+
+    @classmethod
+    def of(cls, outputs_KO: FloatArray, rewards_K: FloatArray, outputs: Outputs | None) -> Scores:
+        """Those of the outputs of a head that makes these rewards of them."""
+        ensemble = outputs is not None and outputs.ensemble
+        return cls(rewards_K, outputs.spreads(outputs_KO) if outputs and ensemble else None)
+
+
+Score: TypeAlias = Callable[[Sequence[TokenTree]], Sequence[Scores]]
 
 
 def probe(
@@ -234,15 +255,14 @@ def probe(
             name=name,
             original=float(rewards_K[0]),
             other=float(rewards_K[1]) if one.ordered else None,
-            perturbed=float(reward),
+            perturbed=float(rewards_K[place]),
+            spread_change=None if spreads_K is None else float(spreads_K[place] - spreads_K[0]),
         )
-        for one, rewards_K in zip(kept, score(trees), strict=True)
-        for (kind, name), reward in zip(
-            one.perturbations, rewards_K[one.unperturbed :], strict=True
-        )
+        for one, (rewards_K, spreads_K) in zip(kept, score(trees), strict=True)
+        for place, (kind, name) in enumerate(one.perturbations, start=one.unperturbed)
     ]
-    place: dict[tuple[str, str], int] = {key: at for at, key in enumerate(KINDS_AND_NAMES)}
-    perturbed.sort(key=lambda one: place[one.kind, one.name])
+    order: dict[tuple[str, str], int] = {key: at for at, key in enumerate(KINDS_AND_NAMES)}
+    perturbed.sort(key=lambda one: order[one.kind, one.name])
     return Probed(
         perturbed=perturbed,
         responses=len(kept),
