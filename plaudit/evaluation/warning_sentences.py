@@ -160,7 +160,7 @@ def _blind_spread(block: EvaluationMetrics) -> Iterator[str]:
             f"The AUROC of wrong pairs by the spread over heads is {_beside_chance(ends)} chance "
             f"(0.5): {metric(spread.auroc)}{of_number(ends)}."
         )
-    for one in reversed(found.levels):
+    for one in found.levels:
         ends = one.accuracy_ci95
         if ends is not None and ends.high < one.level:
             yield (
