@@ -146,6 +146,8 @@ class LearnedParameters(Generic[Said]):
     """
 
     LEARNING_RATE = 0.01
+    GATE_LEARNING_RATE = 0.1
+    """They start at their maximum likelihood, but the weights of outputs far from it."""
 
     def __init__(
         self, loss: LearnsBeside[Said], start: Sequence[float], device: torch.device
@@ -158,7 +160,9 @@ class LearnedParameters(Generic[Said]):
         self._learns_C = torch.tensor(own, dtype=torch.bool, device=device)
         self.fixed = not any(own)
         self._gradient_C = torch.zeros_like(self.value_C)
-        self._adam = torch.optim.Adam([self.value_C], lr=self.LEARNING_RATE)
+        gate = loss.options.gate == "learned"
+        self._rate = self.GATE_LEARNING_RATE if gate else self.LEARNING_RATE
+        self._adam = torch.optim.Adam([self.value_C], lr=self._rate)
 
     def clear(self) -> None:
         """Forget the gradient of the step so far."""
@@ -182,7 +186,7 @@ class LearnedParameters(Generic[Said]):
         if self.fixed:
             return
         self.value_C.grad = mean(self._gradient_C)
-        self._adam.param_groups[0]["lr"] = self.LEARNING_RATE * schedule
+        self._adam.param_groups[0]["lr"] = self._rate * schedule
         self._adam.step()
         self.clear()
 
