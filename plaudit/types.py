@@ -12,6 +12,7 @@ Shape legend, used in names everywhere (``scores_R``, ``hidden_TD``):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -281,6 +282,11 @@ class Outputs:
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.weights) == len(self.offsets) > 1:
             raise TypeError("outputs need one name, weight and offset each")
+        if len(set(self.names)) < len(self.names):
+            raise TypeError("outputs have the same name")
+        numbers = (*self.weights, *self.offsets)
+        if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in numbers):
+            raise TypeError("a weight or offset of outputs is no finite number")
 
     def rewards(self, outputs_KO: FloatArray) -> FloatArray:
         """``rewards_K``: the weighted sum of the outputs of each response."""

@@ -26,11 +26,13 @@ from plaudit.types import Outputs, TokenTree
 class OutputLabels:
     """The labels of each output in a batch, and those of the reward: the comparisons' own order.
 
-    A head with one output learns the labels of the reward.
+    A head with one output learns the labels of the reward. ``count`` is what their loss adds to
+    :meth:`HeadLoss.count`.
     """
 
     reward: Labels
     by_output: tuple[Labels, ...]
+    count: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,12 @@ class HeadLoss:
         return self.of_output.objective
 
     def count(self, trees: Sequence[TokenTree]) -> float:
-        """What the loss of all ``trees`` is divided by: the weights of all outputs together."""
+        """What the loss of all ``trees`` is divided by: comparisons, each with its weight.
+
+        A bootstrap sample holds a comparison once on average, so those of an ensemble count once.
+        """
+        if not self.options.outputs:
+            return self.of_output.count(trees)
         return sum(map(self.of_output.count, self._by_output(trees)))
 
     def labels(self, trees: Sequence[TokenTree], device: torch.device) -> OutputLabels:
@@ -62,10 +69,11 @@ class HeadLoss:
         by_output = tuple(self.of_output.labels(own, device) for own in self._by_output(trees))
         if not self.options.outputs:
             plain = by_output[0] if len(by_output) == 1 else self.of_output.labels(trees, device)
-            return OutputLabels(reward=plain, by_output=by_output)
+            return OutputLabels(reward=plain, by_output=by_output, count=plain.count)
         # What outputs learn from attributes, the gate learns from the order of the comparisons.
         reward = labels_of(trees, OBJECTIVES["bradley_terry"], device)
-        return OutputLabels(reward=reward, by_output=by_output)
+        count = sum(labels.count for labels in by_output)
+        return OutputLabels(reward=reward, by_output=by_output, count=count)
 
     def __call__(self, outputs_RO: Tensor, labels: OutputLabels, learned_C: Tensor) -> Summed:
         """The loss of a batch, summed over outputs; an output that has no label costs 0."""
@@ -74,7 +82,7 @@ class HeadLoss:
             for o, own in enumerate(labels.by_output)
         ]
         total = torch.stack([part.total for part in parts]).sum()
-        return Summed(total, sum(part.count for part in parts))
+        return Summed(total, labels.count)
 
     def of_learned(self, outputs_RO: Tensor, labels: OutputLabels, learned_C: Tensor) -> Tensor:
         """The sum that the learned parameters minimise: this loss, or that of a learned gate.

@@ -267,7 +267,8 @@ def load_base(request: BaseRequest, *, pad_id: int) -> LoadedBase:
     mismatched = _mismatched_heads(request.base, head_name, info["mismatched_keys"])
     missing = frozenset(info["missing_keys"]) | mismatched
     fresh_head = f"{head_name}.weight" in missing
-    if request.outputs and tuple(network.config.id2label.values()) != request.outputs:
+    names = tuple(name for _, name in sorted(network.config.id2label.items()))
+    if request.outputs and names != request.outputs:
         # As many outputs of other names, such as the classes of a classifier.
         fresh_head = True
         network.config.id2label = dict(enumerate(request.outputs))

@@ -42,7 +42,8 @@ class RewardModule(nn.Module):
         self.outputs = outputs
         if outputs is not None:
             for name in ("weights", "offsets"):
-                numbers_O = torch.tensor(getattr(outputs, name), dtype=torch.float32)
+                device = next(network.parameters()).device
+                numbers_O = torch.tensor(getattr(outputs, name), dtype=torch.float32, device=device)
                 self.register_buffer(f"{name}_O", numbers_O, persistent=False)
 
     @property

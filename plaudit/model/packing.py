@@ -99,8 +99,7 @@ def patch_modules(
     if not is_compiled(body):
         fuse_layers(body)
         narrow_last_layer(body)
-    module = as_reward_module(network, reward_transform, outputs)
-    return module.to(next(body.parameters()).device) if outputs is not None else module
+    return as_reward_module(network, reward_transform, outputs)
 
 
 def choose_layout(

@@ -425,8 +425,8 @@ def _output_contradictions(loss: LossSection) -> Iterator[Problem]:
     elif weights is not None and set(weights) != set(names):
         yield Problem(
             ("loss", "gate"),
-            f"`loss.gate` has weights for {either(sorted(weights)) if weights else 'nothing'},"
-            f" but `loss.outputs` is {shown(list(names))}; set one weight for each.",
+            f"`loss.gate` has weights for {', '.join(sorted(weights)) or 'nothing'}, but"
+            f" `loss.outputs` is {shown(list(names))}; set one weight for each.",
         )
     elif weights is not None and not any(weights.values()):
         yield Problem(

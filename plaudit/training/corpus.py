@@ -295,7 +295,8 @@ def check_outputs(corpus: Corpus, options: LossSection) -> None:
         if options.kind != "bce":
             continue
         for name, view in views.items():
-            if wrong := [grade for grade in view.grades if view.rated and abs(grade - 0.5) > 0.5]:
+            # Comparisons with NaN, which is a missing number, are false.
+            if wrong := [one for one in view.grades if view.rated and (one < 0 or one > 1)]:
                 where = corpus.train.comparisons[number].where
                 raise DataError(
                     f"{where}: {name} is {wrong[0]:g}, but loss.kind bce needs labels from 0 (bad)"

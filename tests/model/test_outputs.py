@@ -87,6 +87,10 @@ def test_a_head_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(ModelError, match="no head with the 2 outputs"):
         plaudit.load(folder)
+    metadata["outputs"]["weights"] = [1.0, float("nan")]
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(ModelError, match="no finite number"):
+        plaudit.load(folder)
     metadata["outputs"]["weights"] = [1.0]
     path.write_text(json.dumps(metadata))
     with pytest.raises(ModelError, match="outputs need one name, weight and offset each"):
