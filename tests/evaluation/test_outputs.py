@@ -140,3 +140,18 @@ def test_comparisons_with_attributes_alone_have_no_order() -> None:
     assert block.outputs[0].own.pairs == 9
     graded = score_table([*rows, [response(2.0, 0.0), response(1.0, 0.0) | {"characters": 4}]])
     assert summarise(graded, context).pairs == 1
+
+
+def test_a_missing_number_of_an_attribute_named_preference_stays_missing() -> None:
+    both = {"preference": 1.0, "short": 1.0}
+    table = score_table(
+        [
+            [
+                {"outputs": both, "attributes": {"preference": 4.0}, "grade": 1.0},
+                {"outputs": both, "grade": 0.0},
+            ]
+        ]
+    )
+    label_N, rating_N = labels_of(table, "preference")
+    np.testing.assert_array_equal(label_N, [4.0, np.nan])
+    assert rating_N.tolist() == [True, False]

@@ -20,14 +20,17 @@ from plaudit.types import FloatArray, Outputs, TrainedObjective
 def labels_of(table: ScoreTable, name: str) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """``label_N`` that the output ``name`` learns, ``nan`` where missing, and which are ratings.
 
-    They are the attribute of its name. For ``preference`` they are the grades where there is no
-    such attribute; those of a preference are an order alone.
+    They are the attribute of its name. For ``preference`` they are the grades of a comparison that
+    has no such attribute; those of a preference are an order alone.
     """
     label_N = table.attributes.get(name, np.full(len(table), np.nan))
+    known_N = np.isfinite(label_N)
     if name != PREFERENCE:
-        return label_N, np.isfinite(label_N)
-    filled_N = np.where(np.isfinite(label_N), label_N, table.grade_N)
-    return filled_N, np.isfinite(label_N) | (table.rated_N & np.isfinite(filled_N))
+        return label_N, known_N
+    comparison_N = codes(list(zip(table.dataset_N, table.number_N, strict=True)))
+    graded_N = np.bincount(comparison_N, known_N)[comparison_N] == 0
+    filled_N = np.where(graded_N, table.grade_N, label_N)
+    return filled_N, known_N | (graded_N & table.rated_N & np.isfinite(filled_N))
 
 
 def measure_outputs(
