@@ -106,7 +106,11 @@ def render_card(folder: Path) -> str:
         evaluations=blocks,
         warnings=highlights.all_warnings(metrics, recalibration),
         not_evaluated=highlights.NOT_EVALUATED,
-        limitations=highlights.limitations(measured=bool(blocks), loss=run.loss),
+        limitations=highlights.limitations(
+            measured=bool(blocks),
+            loss=run.loss,
+            outputs=None if run.objective is None else run.objective.outputs,
+        ),
         hyperparameters=highlights.grouped_hyperparameters(run),
         history=highlights.shown_history(metrics),
         snippet=snippet(
@@ -330,6 +334,7 @@ def write_derived_card(folder: Path, card: DerivedCard) -> None:
         limitations=highlights.limitations(
             measured=bool(blocks),
             loss=None if card.model.objective is None else card.model.objective.kind,
+            outputs=card.model.outputs,
         ),
         snippet=snippet("lora" if adapter else "full", card.model.text, card.model.outputs),
         pooler=Markdown(json.dumps(dict(card.serving))) if card.serving else None,

@@ -22,6 +22,7 @@ from plaudit.evaluation.sentences import lower_slices
 from plaudit.evaluation.warning_sentences import about_temperature, recorded_warnings
 from plaudit.recipe.objectives import learns_from
 from plaudit.report.record import Recalibration, evaluations
+from plaudit.types import Outputs
 
 TITLES: Final = {"test": "test set", "eval": "evaluation set"}
 """What an evaluation of a run is of."""
@@ -247,16 +248,22 @@ def grouped_hyperparameters(run: RunInfo) -> dict[str, list[tuple[str, Any]]]:
     return {title: settings for title, settings in groups.items() if settings}
 
 
-def limitations(*, measured: bool, loss: str | None) -> list[str]:
+def limitations(*, measured: bool, loss: str | None, outputs: Outputs | None) -> list[str]:
     """What the numbers do not say, where some were measured, and what a reward model cannot do.
 
-    ``loss`` is the name of the model's objective, None where it is not known.
+    ``loss`` is the name of the model's objective, None where it is not known; ``outputs`` are those
+    of its head.
     """
     accuracy = (
         "Accuracy is agreement with the labels of the evaluation data. It may differ on other data."
     )
     rewards = "Rewards compare responses to the same prompt, not across prompts or between models."
-    if learns_from(loss) == "ratings":
+    if outputs is not None and not outputs.ensemble:
+        rewards = (
+            "The reward is a sum of outputs that follow the labels of the training data; models do"
+            " not share a scale."
+        )
+    elif learns_from(loss) == "ratings":
         accuracy = (
             "Metrics are of the ratings of the evaluation data. They may differ on other data."
         )

@@ -99,7 +99,9 @@ def render_report(folder: Path, *, with_texts: bool = True) -> str:
         pictures={name: pages.inline_pictures(figures, name) for name, figures in drawn.items()},
         recalibration=recalibration,
         limitations=highlights.limitations(
-            measured=bool(blocks or suites), loss=None if run is None else run.loss
+            measured=bool(blocks or suites),
+            loss=None if run is None else run.loss,
+            outputs=None if run is None or run.objective is None else run.objective.outputs,
         ),
     )
 

@@ -134,6 +134,10 @@ def loss_in_words(run: RunInfo) -> LossInWords | None:
     if objective is None:
         return None
     sentences = [f"where {objective.where}."]
+    if objective.outputs is not None and not objective.outputs.ensemble:
+        sentences.append(
+            "Each output learns it from the labels of its name, in place of the reward."
+        )
     if objective.options:
         options = ", ".join(f"{name} {setting(value)}" for name, value in objective.options.items())
         sentences.append(f"Options that differ from their defaults: {options}.")
