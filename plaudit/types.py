@@ -480,7 +480,8 @@ class PackedBatch:
     def read_at(self, ends: Sequence[int]) -> PackedBatch:
         """The same tokens with other ones of them scored; ``ends`` ascend."""
         layout = replace(self.layout, ends=tuple(ends), memo={})
-        return replace(self, ends_R=self.ends_R.new_tensor(layout.ends), layout=layout)
+        (ends_R,) = arrays_to_device([np.asarray(layout.ends, np.int64)], self.ends_R.device)
+        return replace(self, ends_R=ends_R, layout=layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,7 +498,8 @@ class PaddedBatch:
 
     def read_at(self, ends: Sequence[int]) -> PaddedBatch:
         """The same tokens with other ones of them scored; ``ends`` ascend."""
-        return replace(self, ends_R=self.ends_R.new_tensor(tuple(ends)))
+        (ends_R,) = arrays_to_device([np.asarray(ends, np.int64)], self.ends_R.device)
+        return replace(self, ends_R=ends_R)
 
 
 Batch: TypeAlias = PackedBatch | PaddedBatch

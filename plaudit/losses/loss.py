@@ -124,20 +124,20 @@ def find_function(kind: str) -> Callable[..., Any]:
     return function
 
 
-Said = TypeVar("Said", contravariant=True)
+BatchLabels = TypeVar("BatchLabels", contravariant=True)
 
 
-class LearnsBeside(Protocol[Said]):
-    """A loss with parameters of its own; ``Said`` are its labels."""
+class LossWithParameters(Protocol[BatchLabels]):
+    """A loss with parameters of its own, on its own kind of labels."""
 
     @property
     def options(self) -> LossSection: ...
 
-    def of_learned(self, scores: Tensor, labels: Said, learned_C: Tensor, /) -> Tensor:
+    def of_learned(self, scores: Tensor, labels: BatchLabels, learned_C: Tensor, /) -> Tensor:
         """The sum that they minimise."""
 
 
-class LearnedParameters(Generic[Said]):
+class LearnedParameters(Generic[BatchLabels]):
     """What an objective learns beside the model: a few numbers, the same on every rank.
 
     They are no weights of the network: their gradient comes from the scores alone, so nothing of
@@ -150,7 +150,7 @@ class LearnedParameters(Generic[Said]):
     """They start at their maximum likelihood, but the weights of outputs far from it."""
 
     def __init__(
-        self, loss: LearnsBeside[Said], start: Sequence[float], device: torch.device
+        self, loss: LossWithParameters[BatchLabels], start: Sequence[float], device: torch.device
     ) -> None:
         self.loss = loss
         self.value_C = torch.tensor(start, dtype=torch.float32, device=device)
@@ -168,7 +168,7 @@ class LearnedParameters(Generic[Said]):
         """Forget the gradient of the step so far."""
         self._gradient_C.zero_()
 
-    def accumulate(self, scores: Tensor, labels: Said, scale: float) -> None:
+    def accumulate(self, scores: Tensor, labels: BatchLabels, scale: float) -> None:
         """Add the gradient of a batch's loss, times ``scale``; ``scores`` get none."""
         if self.fixed:
             return
