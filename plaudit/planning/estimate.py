@@ -484,7 +484,7 @@ def notes(
         )
     if split.over_length:
         said.append(
-            f"{split.over_length:,} comparisons are longer than tokens.max_length and are skipped."
+            f"Longer than tokens.max_length, and skipped: {split.over_length:,} of the comparisons."
         )
     if memory.activations is not None:
         number = memory.checkpointed_layers
